@@ -1,0 +1,101 @@
+//! Runs the vectors of SPEC §9.11. `cargo test -p kos-protocol --test vectors` makes them, without any of this code.
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_types, clippy::disallowed_methods)]
+
+use kos_directory::{AgentCert, Authors, Content, Directory, Merged, Record};
+use kos_protocol::{
+    id::{FederationId, MemberId},
+    key::PublicKey,
+    object::{Scope, Signed},
+    time::Timestamp,
+};
+use serde_json::Value;
+
+fn vectors() -> Vec<Value> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../protocol/vectors/records.json");
+    let whole: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    whole["vectors"].as_array().unwrap().clone()
+}
+
+fn unhex(value: &Value) -> Vec<u8> {
+    data_encoding::HEXLOWER.decode(value.as_str().unwrap().as_bytes()).unwrap()
+}
+
+/// The one author a vector knows.
+struct Author(MemberId, u64, PublicKey);
+
+impl Author {
+    fn of(vector: &Value, key: &str) -> Self {
+        let member = vector["author"].as_str().unwrap().parse().unwrap();
+        let key = PublicKey::from_bytes(&unhex(&vector[key]).try_into().unwrap()).unwrap();
+        Self(member, vector["key_seq"].as_u64().unwrap(), key)
+    }
+}
+
+impl Authors for Author {
+    fn key_of(&self, member: &MemberId, key_seq: u64) -> Option<PublicKey> {
+        ((*member, key_seq) == (self.0, self.1)).then_some(self.2)
+    }
+}
+
+fn federation(vector: &Value) -> FederationId {
+    FederationId::from_bytes(unhex(&vector["federation"]).try_into().unwrap())
+}
+
+fn now(vector: &Value) -> Timestamp {
+    Timestamp { monotonic_ms: 0, wall_ms: vector["now_ms"].as_u64().unwrap() }
+}
+
+fn check_merge(vector: &Value) {
+    let author = Author::of(vector, "author_key");
+    let records: Vec<Vec<u8>> = vector["records"].as_array().unwrap().iter().map(unhex).collect();
+    let kind = vector["record_kind"].as_str().unwrap();
+    for order in [[0, 1], [1, 0]] {
+        let mut directory = Directory::new(federation(vector));
+        for place in order {
+            directory.merge(now(vector), kind, &records[place], &author).unwrap();
+        }
+        let stays: Vec<_> = directory.ids().iter().map(|id| id.as_bytes().to_vec()).collect();
+        assert_eq!(stays, [unhex(&vector["stays"])], "{}, {order:?}", vector["name"]);
+        assert_eq!(
+            directory.merge(now(vector), kind, &records[order[0]], &author),
+            Ok(Merged::Known),
+            "it comes again"
+        );
+    }
+}
+
+fn check_record(vector: &Value) {
+    let (author, bytes) = (Author::of(vector, "key"), unhex(&vector["envelope"]));
+    let kind = vector["kind"].as_str().unwrap();
+    let record = Record::verify(now(vector), federation(vector), kind, &bytes, &author);
+    assert_eq!(record.is_ok(), vector["valid"] == true, "{}: {:?}", vector["name"], record.err());
+    if let Ok(record) = Record::verify(now(vector), federation(vector), kind, &bytes, &author) {
+        assert_eq!(record.id().as_bytes()[..], unhex(&vector["id"]));
+        assert_eq!(record.bytes(), bytes);
+        let known = match record.content() {
+            Content::Node(_) => "node-record",
+            Content::Agent(..) => "agent-record",
+            Content::Unknown => kind,
+        };
+        assert_eq!(known, kind);
+    }
+}
+
+#[test]
+fn records() {
+    let mut kinds = std::collections::BTreeSet::new();
+    for vector in vectors() {
+        kinds.insert(vector["kind"].as_str().unwrap().to_owned());
+        match vector["kind"].as_str().unwrap() {
+            "merge" => check_merge(&vector),
+            "agent-cert" => {
+                let key = PublicKey::from_bytes(&unhex(&vector["key"]).try_into().unwrap()).unwrap();
+                let scope = Scope::Federation(federation(&vector));
+                let cert = Signed::<AgentCert>::verify(&unhex(&vector["envelope"]), scope, &key).unwrap();
+                assert_eq!(cert.id().as_bytes()[..], unhex(&vector["id"]));
+            }
+            _ => check_record(&vector),
+        }
+    }
+    assert!(kinds.len() >= 5, "{kinds:?}");
+}

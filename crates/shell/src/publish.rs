@@ -1,0 +1,339 @@
+//! What the directory says of us: our node's record, our agents' records.
+
+use crate::{
+    keep::Row,
+    nat::Nat,
+    runtime::Runtime,
+    state::{State, lock},
+    tables::AGENT_KEYS,
+    wire::peer_of,
+};
+use kos_directory::{AgentCert, AgentRecord, Capability, NodeRecord};
+use kos_engine::Stamp;
+use kos_governance::act::Role;
+use kos_mesh::{Multiaddr, Snapshot, multiaddr::Protocol as Part};
+use kos_protocol::{
+    id::{AgentId, FederationId, MemberId, sha256},
+    key::SecretKey,
+    limits::{ADDRESSES_MAX, RECORD_LIFE_MS_MAX},
+    object::{Scope, Signed},
+};
+use kos_store::Batch;
+use semver::Version;
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
+    sync::atomic::Ordering,
+    time::Duration,
+};
+
+/// How long a record counts: the longest there is, so that nothing expires merely because its author was away.
+const LIFE_MS: u64 = RECORD_LIFE_MS_MAX;
+/// A record is made anew at this age, changed or not.
+const REFRESH: Duration = Duration::from_secs(24 * 60 * 60);
+/// Changes of addresses come in bursts; they are published together.
+const SETTLE: Duration = Duration::from_millis(250);
+
+/// An agent of this node, as the directory shall show it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentOffer {
+    /// Class and name.
+    pub agent: AgentId,
+    /// For people.
+    pub description: String,
+    /// How it is spoken to: `http`.
+    pub protocol: String,
+    /// What it can do.
+    pub capabilities: Vec<Capability>,
+}
+
+/// Why a record was not published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishFailed {
+    /// Not ours.
+    #[error("this node is not in that federation")]
+    NotInFederation,
+    /// A part of it is above its limit.
+    #[error(transparent)]
+    Size(#[from] kos_protocol::cbor::DecodeError),
+    /// The directory does not take it.
+    #[error(transparent)]
+    Directory(#[from] kos_engine::PublishError),
+    /// An agent's key could not be made or kept.
+    #[error("no key for the agent: {0}")]
+    Key(String),
+}
+
+impl Runtime {
+    /// Publishes our node's record whenever it says something new, and once a day.
+    pub(crate) async fn publish_when_needed(self) {
+        let mut last_refresh = tokio::time::Instant::now();
+        loop {
+            let refresh = last_refresh.elapsed() >= REFRESH;
+            if refresh {
+                lock(&self.0.published).clear();
+                last_refresh = tokio::time::Instant::now();
+            }
+            if let Some(snapshot) = self.0.mesh.snapshot().await {
+                let ids: Vec<_> = self.0.state.federations().keys().copied().collect();
+                for id in ids {
+                    if let Err(error) = self.publish_node(&id, &snapshot) {
+                        tracing::warn!(%error, "the node's record was not published");
+                    }
+                    if refresh && let Err(error) = self.publish_offers(&id) {
+                        tracing::warn!(%error, "the agents' records were not published");
+                    }
+                }
+            }
+            tokio::select! {
+                () = self.0.stop.cancelled() => return,
+                () = self.0.republish.notified() => tokio::time::sleep(SETTLE).await,
+                () = tokio::time::sleep(Duration::from_secs(3600)) => {}
+            }
+        }
+    }
+
+    fn publish_node(&self, id: &FederationId, snapshot: &Snapshot) -> Result<(), PublishFailed> {
+        let addresses = self.own_addresses(snapshot);
+        let (state, now) = (&self.0.state, self.0.state.now());
+        let (identity, name) = (state.identity(), state.name());
+        let relays: Vec<MemberId> = self.reserved_relays(id, snapshot);
+        let nat = Nat::seen(&snapshot.reachability).map(Nat::feature);
+        let features: Vec<String> = nat.map(str::to_owned).into_iter().collect();
+        let says = kos_protocol::cbor::encode(&(&addresses, &relays, &features));
+        if lock(&self.0.published).get(id) == Some(&says) {
+            return Ok(());
+        }
+        let published = state.with(id, |federation| {
+            if federation.roster().active_member(&identity.member()).is_none() {
+                return Ok(());
+            }
+            let Stamp { author, key_seq, seq, time_ms, expires_ms } =
+                federation.stamp::<NodeRecord>(now, "", LIFE_MS, state.greatest_record());
+            let record = NodeRecord {
+                author,
+                key_seq,
+                seq,
+                time_ms,
+                expires_ms,
+                name,
+                addresses,
+                relays,
+                version: own_version(),
+                features,
+            };
+            let record = Signed::sign(record, Scope::Federation(*id), identity.secret())?;
+            federation.publish(now, &record)?;
+            self.keep_greatest_record(seq);
+            Ok::<_, PublishFailed>(())
+        });
+        published.ok_or(PublishFailed::NotInFederation)??;
+        lock(&self.0.published).insert(*id, says);
+        let item = state.with(id, |federation| {
+            let record = federation.directory().records().find(|record| {
+                record.header().author == identity.member() && record.kind() == "node-record"
+            })?;
+            Some(kos_engine::Item::new(record.kind(), record.bytes()).to_bytes())
+        });
+        self.carry_out(id);
+        if let Some(item) = item.flatten() {
+            let (runtime, id) = (self.clone(), *id);
+            tokio::spawn(async move { runtime.push_to_all(&id, vec![item]).await });
+        }
+        Ok(())
+    }
+
+    /// Numbers never go back, even where the clock does and the index is lost.
+    fn keep_greatest_record(&self, seq: u64) {
+        let greatest = self.0.state.records.fetch_max(seq, Ordering::Relaxed).max(seq);
+        self.0.keeper.put([(Row::Records, Some(greatest.to_be_bytes().to_vec()))]);
+    }
+
+    /// Where others may find us, best first: confirmed ones, circuits, then those of our own interfaces.
+    pub(crate) fn own_addresses(&self, snapshot: &Snapshot) -> Vec<String> {
+        let own = peer_of(&self.0.state.identity().key());
+        let mut seen = BTreeSet::new();
+        let external = self.0.options.external.iter().chain(&snapshot.external);
+        external
+            .cloned()
+            .chain(self.inner_addresses(snapshot))
+            .map(|address| without_peer(&address, &own))
+            .filter(|address| seen.insert(address.clone()))
+            .map(|address| address.to_string())
+            .take(ADDRESSES_MAX)
+            .collect()
+    }
+
+    /// Those of our interfaces, best first: a list may have to be cut, and of ten bridges of containers none leads to us.
+    pub(crate) fn inner_addresses(&self, snapshot: &Snapshot) -> Vec<Multiaddr> {
+        let only_loopback =
+            self.0.options.listen.as_ref().is_some_and(|listen| listen.iter().all(is_loopback));
+        let usable = snapshot.listen.iter().filter(|address| only_loopback || !is_loopback(address));
+        let mut inner: Vec<Multiaddr> = usable.cloned().collect();
+        let outward = outward_ips();
+        inner.sort_by_key(|address| !ip_of(address).is_some_and(|ip| outward.contains(&ip)));
+        inner
+    }
+
+    fn reserved_relays(&self, id: &FederationId, snapshot: &Snapshot) -> Vec<MemberId> {
+        let relays = |federation: &mut kos_engine::Federation| {
+            let active = federation.roster().active().filter(|member| member.role == Role::Relay);
+            let held = active.filter(|member| snapshot.reservations.contains(&peer_of(&member.key())));
+            held.map(|member| member.id).collect()
+        };
+        self.0.state.with(id, relays).unwrap_or_default()
+    }
+
+    /// Says which agents run here: publishes those, withdraws all others.
+    ///
+    /// # Errors
+    /// [`PublishFailed`].
+    pub async fn publish_agents(
+        &self,
+        id: &FederationId,
+        offers: Vec<AgentOffer>,
+    ) -> Result<(), PublishFailed> {
+        *lock(&self.0.offers) = offers;
+        let items = self.publish_offers(id)?;
+        self.push_to_all(id, items).await;
+        Ok(())
+    }
+
+    pub(crate) fn publish_offers(&self, id: &FederationId) -> Result<Vec<Vec<u8>>, PublishFailed> {
+        let offers = lock(&self.0.offers).clone();
+        let (state, now, identity) = (&self.0.state, self.0.state.now(), self.0.state.identity());
+        let keys: Vec<_> =
+            offers.iter().map(|offer| agent_key(state, &offer.agent)).collect::<Result<_, _>>()?;
+        let items = state.with(id, |federation| {
+            let gone: Vec<AgentId> = federation
+                .own_agents()
+                .map(|agent| agent.agent.clone())
+                .filter(|agent| !offers.iter().any(|offer| offer.agent == *agent))
+                .collect();
+            let mut items = Vec::new();
+            let mut publish = |agent: &AgentId, offer: Option<(&AgentOffer, &SecretKey)>| {
+                let greatest = state.greatest_record();
+                let stamp = federation.stamp::<AgentRecord>(now, &agent.to_string(), LIFE_MS, greatest);
+                let record = agent_record(&stamp, id, &identity, agent, offer)?;
+                let record = Signed::sign(record, Scope::Federation(*id), identity.secret())?;
+                federation.publish(now, &record)?;
+                self.keep_greatest_record(stamp.seq);
+                items.push(kos_engine::Item::new("agent-record", record.bytes()).to_bytes());
+                Ok::<_, PublishFailed>(())
+            };
+            for agent in &gone {
+                publish(agent, None)?;
+            }
+            for (offer, key) in offers.iter().zip(&keys) {
+                publish(&offer.agent, Some((offer, key)))?;
+            }
+            Ok(items)
+        });
+        let items = items.ok_or(PublishFailed::NotInFederation)?;
+        self.carry_out(id);
+        items
+    }
+}
+
+/// The addresses that packets to the outside would have. Asking the system sends none.
+fn outward_ips() -> Vec<IpAddr> {
+    let anywhere: [(IpAddr, IpAddr); 2] = [
+        (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into()),
+        (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()),
+    ];
+    let outward = |(from, to)| {
+        let socket = UdpSocket::bind((from, 0)).ok()?;
+        socket.connect((to, 9)).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    anywhere.into_iter().filter_map(outward).collect()
+}
+
+fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
+    match address.iter().next()? {
+        Part::Ip4(ip) => Some(ip.into()),
+        Part::Ip6(ip) => Some(ip.into()),
+        _ => None,
+    }
+}
+
+/// The version of this program; the binaries and their libraries have one.
+fn own_version() -> Version {
+    env!("CARGO_PKG_VERSION").parse().expect("cargo takes semantic versions only")
+}
+
+/// A record of an agent, with its certificate; without an offer a tombstone.
+fn agent_record(
+    stamp: &Stamp,
+    federation: &FederationId,
+    identity: &crate::identity::Identity,
+    agent: &AgentId,
+    offer: Option<(&AgentOffer, &SecretKey)>,
+) -> Result<AgentRecord, PublishFailed> {
+    let cert = match offer {
+        None => None,
+        Some((offer, key)) => {
+            let cert = AgentCert {
+                agent_key: key.public(),
+                agent: agent.clone(),
+                capabilities: offer.capabilities.iter().map(|capability| capability.name.clone()).collect(),
+                not_before_ms: stamp.time_ms,
+                until_ms: stamp.expires_ms,
+                member: stamp.author,
+                key_seq: stamp.key_seq,
+            };
+            Some(
+                Signed::sign(cert, Scope::Federation(*federation), identity.secret())?
+                    .bytes()
+                    .to_vec()
+                    .into(),
+            )
+        }
+    };
+    Ok(AgentRecord {
+        author: stamp.author,
+        key_seq: stamp.key_seq,
+        agent: agent.clone(),
+        seq: stamp.seq,
+        time_ms: stamp.time_ms,
+        expires_ms: stamp.expires_ms,
+        cert,
+        capabilities: offer.map(|(offer, _)| offer.capabilities.clone()).unwrap_or_default(),
+        description: offer.map(|(offer, _)| offer.description.clone()).unwrap_or_default(),
+        // A record names a protocol even where it only says that the agent is gone.
+        protocol: offer.map_or_else(|| "none".to_owned(), |(offer, _)| offer.protocol.clone()),
+    })
+}
+
+/// The key of an agent, made when it is first published.
+fn agent_key(state: &State, agent: &AgentId) -> Result<SecretKey, PublishFailed> {
+    let name = sha256(agent.to_string().as_bytes());
+    let failed = |error: &dyn std::fmt::Display| PublishFailed::Key(error.to_string());
+    if let Some(seed) = state.ledger.read(AGENT_KEYS, &name).map_err(|error| failed(&error))? {
+        return Ok(SecretKey::from_seed(&seed));
+    }
+    let seed = crate::identity::random().map_err(|error| failed(&error))?;
+    let mut batch = Batch::new();
+    batch.put(AGENT_KEYS, &name, &seed);
+    state.ledger.commit(batch).map_err(|error| failed(&error))?;
+    Ok(SecretKey::from_seed(&seed))
+}
+
+fn is_loopback(address: &Multiaddr) -> bool {
+    address.iter().any(|part| match part {
+        Part::Ip4(ip) => ip.is_loopback(),
+        Part::Ip6(ip) => ip.is_loopback(),
+        _ => false,
+    })
+}
+
+/// The address without our own id at its end, which the record's author says already.
+fn without_peer(address: &Multiaddr, own: &kos_mesh::PeerId) -> Multiaddr {
+    let mut short = address.clone();
+    match short.pop() {
+        Some(Part::P2p(peer)) if peer == *own && !matches!(short.iter().last(), Some(Part::P2pCircuit)) => {
+            short
+        }
+        _ => address.clone(),
+    }
+}

@@ -1,0 +1,209 @@
+//! The `kos.*` intents, answered. Everything else goes to the application, for members only.
+
+use crate::{
+    app::App,
+    intents::{self, SyncReply, join_error_word},
+    runtime::Runtime,
+    sync::{names, pack},
+};
+use kos_engine::Item;
+use kos_governance::join::JoinError;
+use kos_mesh::link::{Pending, Refusal, Request, Service, StreamError};
+use kos_protocol::{
+    cbor,
+    limits::{
+        BULK_MS_MAX, HEAD_BYTES_MAX, JOIN_REPLY_BYTES_MAX, JOIN_REQUEST_BYTES_MAX, PUSH_BYTES_MAX,
+        STRANGER_BYTES_MAX, SYNC_BYTES_MAX, SYNC_HASHES_MAX,
+    },
+    message::{End, ReplyHead, Status},
+};
+use std::{
+    sync::{Arc, OnceLock, Weak},
+    time::Duration,
+};
+
+/// When a member whose bodies are too many may come back.
+const BULK_RETRY_MS: u32 = 5_000;
+
+/// Answers peers. Made before the runtime it works for, which is made of links that need it.
+pub(crate) struct Intents {
+    app: Arc<dyn App>,
+    runtime: OnceLock<Weak<crate::runtime::Inner>>,
+}
+
+impl Intents {
+    pub fn new(app: Arc<dyn App>) -> Self {
+        Self { app, runtime: OnceLock::new() }
+    }
+
+    pub fn serve(&self, runtime: &Runtime) {
+        // The first runtime stays; there is never another.
+        let _ = self.runtime.set(Arc::downgrade(&runtime.0));
+    }
+}
+
+impl Service for Intents {
+    fn handle(&self, request: Request) -> Pending<'_, ()> {
+        Box::pin(async move {
+            let Some(inner) = self.runtime.get().and_then(Weak::upgrade) else { return };
+            let runtime = Runtime(inner);
+            let intent = request.head.intent.clone();
+            let is_stranger = request.caller.member.is_none();
+            if is_stranger && !intents::FOR_STRANGERS.contains(&intent.as_str()) {
+                runtime.0.links.stats().refuse(Refusal::Stranger);
+                let _ = request.send.refuse(Status::Denied, "only members may do this; join first").await;
+                return;
+            }
+            // Admission comes first: what is refused leaves nothing in the ledger.
+            let admitted = match is_own(&intent).then_some(None) {
+                Some(own) => Ok(own),
+                None => self.app.admit(&request.caller, &request.head).map(Some),
+            };
+            let answering = match admitted {
+                Ok(answering) => answering,
+                Err(end) => return drop(request.send.end(&end).await),
+            };
+            let Some(request) = runtime.0.once.pass(request).await else { return };
+            let outcome = match answering {
+                None => runtime.answer(request).await,
+                Some(answering) => {
+                    answering(request).await;
+                    Ok(())
+                }
+            };
+            if let Err(error) = outcome {
+                tracing::debug!(intent, %error, "an answer was not delivered");
+            }
+        })
+    }
+}
+
+/// Whether an intent is answered here, and not by the application.
+fn is_own(intent: &str) -> bool {
+    use intents::{CLAIM, HELLO, JOIN, LEAVE, PING, PUSH, SYNC};
+    matches!(intent, PING | HELLO | SYNC | PUSH | JOIN | CLAIM | LEAVE)
+}
+
+fn refused(error: JoinError) -> End {
+    End::because(Status::Denied, join_error_word(error))
+}
+
+impl Runtime {
+    /// Answers a request whose intent [`is_own`].
+    async fn answer(&self, request: Request) -> Result<(), StreamError> {
+        match request.head.intent.as_str() {
+            intents::SYNC | intents::PUSH => self.answer_bulk(request).await,
+            intents::JOIN => self.answer_join(request).await,
+            intents::CLAIM => self.answer_claim(request).await,
+            intents::LEAVE => self.answer_leave(request).await,
+            intents::HELLO => self.answer_hello(request).await,
+            _ => request.send.reply(&ReplyHead::default(), b"").await,
+        }
+    }
+
+    /// What comes or goes as a whole body waits for the member's place, and has its time.
+    async fn answer_bulk(&self, request: Request) -> Result<(), StreamError> {
+        let answering = async {
+            let Some(_place) = self.0.bulk.take(request.caller.key).await else {
+                self.0.links.stats().refuse(Refusal::Body);
+                let busy = End::because(Status::RateLimited, "too many bodies at once");
+                return request.send.end(&End { retry_after_ms: Some(BULK_RETRY_MS), ..busy }).await;
+            };
+            match request.head.intent.as_str() {
+                intents::SYNC => self.answer_sync(request).await,
+                _ => self.answer_push(request).await,
+            }
+        };
+        tokio::time::timeout(Duration::from_millis(BULK_MS_MAX), answering).await.unwrap_or_else(|_| {
+            self.0.links.stats().refuse(Refusal::Body);
+            Ok(())
+        })
+    }
+
+    async fn answer_sync(&self, mut request: Request) -> Result<(), StreamError> {
+        let id = request.caller.federation;
+        let body = request.recv.read_all(SYNC_HASHES_MAX * intents::HASH_BYTES).await?;
+        let known = names(&body);
+        let answer = self.0.state.with(&id, |federation| {
+            let items = federation.missing(&known, SYNC_BYTES_MAX);
+            let lacking = federation.inventory().iter().filter(|name| !known.contains(*name)).count();
+            let more = items.len() < lacking;
+            (items, more)
+        });
+        let Some((items, more)) = answer else {
+            return request.send.refuse(Status::NotFound, "not in this federation").await;
+        };
+        let reply = SyncReply { secret: self.secret_of(&id), more };
+        request.send.reply(&ReplyHead { params: cbor::encode(&reply).into() }, &pack(&items)).await
+    }
+
+    async fn answer_push(&self, mut request: Request) -> Result<(), StreamError> {
+        let Ok(pushed) = cbor::decode_message::<SyncReply>(&request.head.params, HEAD_BYTES_MAX) else {
+            return request.send.refuse(Status::Invalid, "a malformed push").await;
+        };
+        let body = request.recv.read_all(PUSH_BYTES_MAX).await?;
+        let id = request.caller.federation;
+        let secret = pushed.secret.as_deref().map(Vec::as_slice);
+        // Whoever pushed knows only those it is linked with; gossip brings it to those behind us.
+        for news in self.take_items(&id, secret, body.into()) {
+            self.broadcast(&id, news.to_vec());
+            self.pass_on(&id, &news);
+        }
+        request.send.reply(&ReplyHead::default(), b"").await
+    }
+
+    async fn answer_hello(&self, mut request: Request) -> Result<(), StreamError> {
+        let shown = request.recv.read_all(STRANGER_BYTES_MAX).await?;
+        if shown.is_empty() || request.caller.member.is_some() {
+            return request.send.reply(&ReplyHead::default(), b"").await;
+        }
+        let log = Item::parse(&shown).ok().and_then(|item| item.as_key_log());
+        let Some(log) = log.filter(|log| log.current() == request.caller.key) else {
+            self.0.links.stats().refuse(Refusal::Stranger);
+            return request.send.refuse(Status::Invalid, "not the key log of the session's key").await;
+        };
+        match self.take_shown_log(&request.caller.federation, &log).await {
+            true => request.send.reply(&ReplyHead::default(), b"").await,
+            false => {
+                self.0.links.stats().refuse(Refusal::Stranger);
+                request.send.refuse(Status::Denied, "no active member's key log").await
+            }
+        }
+    }
+
+    async fn answer_join(&self, mut request: Request) -> Result<(), StreamError> {
+        let body = request.recv.read_all(JOIN_REQUEST_BYTES_MAX).await?;
+        match self.admit(&request.caller, &body).await {
+            Ok(welcome) => request.send.reply(&ReplyHead::default(), &welcome).await,
+            Err(error) => {
+                self.0.links.stats().refuse(Refusal::Join);
+                tracing::info!(%error, "nobody was let in");
+                request.send.end(&refused(error)).await
+            }
+        }
+    }
+
+    async fn answer_claim(&self, mut request: Request) -> Result<(), StreamError> {
+        if !self.is_claim_token(&request.head.params) {
+            self.0.links.stats().refuse(Refusal::Join);
+            return request.send.end(&refused(JoinError::Token)).await;
+        }
+        // Whoever knows the token may send as much as a welcome takes.
+        request.recv.allow(JOIN_REPLY_BYTES_MAX);
+        let body = request.recv.read_all(JOIN_REPLY_BYTES_MAX).await?;
+        match self.be_claimed(&request.caller, &body).await {
+            Ok(()) => request.send.reply(&ReplyHead::default(), b"").await,
+            Err(error) => request.send.end(&refused(error)).await,
+        }
+    }
+
+    async fn answer_leave(&self, request: Request) -> Result<(), StreamError> {
+        let Some(member) = request.caller.member else {
+            return request.send.refuse(Status::Denied, "not a member").await;
+        };
+        match self.release(&request.caller.federation, member).await {
+            Ok(()) => request.send.reply(&ReplyHead::default(), b"").await,
+            Err(error) => request.send.refuse_unbegun(Status::Unavailable, error.to_string()).await,
+        }
+    }
+}

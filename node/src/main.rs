@@ -1,0 +1,5 @@
+//! The `kai` binary. Everything is in the library, so that tests can build the same program.
+
+fn main() -> std::process::ExitCode {
+    kos_node::main()
+}
