@@ -141,8 +141,25 @@ pub const JOIN_REQUEST_BYTES_MAX: usize = STRANGER_BYTES_MAX;
 pub const JOIN_REPLY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Records one member may have in the directory, all kinds together.
 pub const RECORDS_PER_AUTHOR_MAX: usize = 256;
+/// Bytes of one member's records together, so that a few cannot fill the directory for all.
+pub const RECORDS_BYTES_PER_AUTHOR_MAX: usize = 256 * 1024;
 /// Bytes of all records together. A record that does not fit is refused.
-pub const RECORDS_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub const RECORDS_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// New records taken from one author at once, twice what it may have,
+pub const RECORDS_BURST_PER_AUTHOR: u32 = 512;
+/// and one more in each of these, in milliseconds. What is above it is neither kept nor forwarded; reconciliation brings
+/// it later.
+pub const RECORD_EVERY_MS_PER_AUTHOR: u64 = 1_000;
+/// Links one record names.
+pub const LINKS_IN_RECORD_MAX: usize = 64;
+/// Hops a link record travels.
+pub const LINK_RECORD_HOPS_MAX: u8 = 3;
+/// Most words of a query, and of a record that are searched.
+pub const QUERY_TERMS_MAX: usize = 64;
+/// Longest query.
+pub const QUERY_BYTES_MAX: usize = 1024;
+/// Most hits on one page.
+pub const QUERY_PAGE_MAX: usize = 1_000;
 /// Longest time from a record's making to its expiry, in milliseconds.
 pub const RECORD_LIFE_MS_MAX: u64 = 14 * 24 * 60 * 60 * 1000;
 /// Most capabilities in an agent record.

@@ -1,4 +1,4 @@
-//! What nodes and agents there are: a set of signed records, the same at every member once they have spoken.
+//! What nodes, agents and services there are: a set of signed records, the same at every member once they have spoken.
 //!
 //! Each record belongs to a [`Slot`] (author, kind, name within the kind). In a slot the highest sequence number
 //! wins, then the smaller id, so records merge in any order to the same directory. A record lives until it expires,
@@ -6,11 +6,18 @@
 //! Records of kinds this version does not know are verified, kept and forwarded like all others, because every kind
 //! has the same [`Header`].
 //!
-//! Not here: who may write (told through [`Authors`]), spreading, liveness and ranking.
+//! Not here: who may write (told through [`Authors`]), and spreading.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod accounts;
 pub mod merge;
 pub mod record;
+pub mod search;
 
-pub use merge::{Authors, Directory, Found, MergeError, Merged, Stats};
-pub use record::{AgentCert, AgentRecord, Capability, Content, Entry, Header, NodeRecord, Record, Slot};
+pub use accounts::{Account, Accounts};
+pub use merge::{Authors, Directory, Found, MergeError, Merged, Screened, Source, Stats};
+pub use record::{
+    AgentCert, AgentRecord, Capability, Claim, Content, Entry, Header, Kind, LinkRecord, MeasuredLink,
+    NodeRecord, Record, Slot, SuspectRecord,
+};
+pub use search::{Health, Hits, Query, QueryError};

@@ -1,19 +1,28 @@
 //! The set of records and its rules.
 
-use crate::record::{AgentCert, AgentRecord, Content, NodeRecord, Record, Slot};
+use crate::{
+    accounts::Accounts,
+    record::{AgentCert, AgentRecord, Claim, Content, Kind, NodeRecord, Record, Slot},
+    search::{Health, Hits, Index, Query},
+};
 use kos_protocol::{
     cbor::DecodeError,
     id::{AgentClass, AgentId, FederationId, MemberId, ObjectId},
     key::PublicKey,
-    limits::{RECORDS_BYTES_MAX, RECORDS_PER_AUTHOR_MAX},
+    limits::{RECORDS_BYTES_MAX, RECORDS_BYTES_PER_AUTHOR_MAX, RECORDS_PER_AUTHOR_MAX},
     time::Timestamp,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// Who may write records; told by whoever knows the roster.
 pub trait Authors {
     /// The key of an active member, if `key_seq` is the number of its current one.
     fn key_of(&self, member: &MemberId, key_seq: u64) -> Option<PublicKey>;
+    /// Whether it is an active member.
+    fn is_author(&self, member: &MemberId) -> bool;
 }
 
 /// Why a record is not taken. Costs no signature check before [`MergeError::BadSignature`].
@@ -62,8 +71,16 @@ pub enum MergeError {
         ahead_ms: u64,
     },
     /// Its author has as many as it may.
-    #[error("{author} has {RECORDS_PER_AUTHOR_MAX} records, the most one member may have")]
+    #[error(
+        "{author} has {RECORDS_PER_AUTHOR_MAX} records or {RECORDS_BYTES_PER_AUTHOR_MAX} bytes, the most one member may have"
+    )]
     Quota {
+        /// Whose.
+        author: MemberId,
+    },
+    /// Its author makes more of them than anybody needs; may be taken later.
+    #[error("{author} publishes faster than records are taken")]
+    Rate {
         /// Whose.
         author: MemberId,
     },
@@ -84,7 +101,17 @@ impl MergeError {
             Self::Expired { .. } => "record_expired",
             Self::Future { .. } => "record_future",
             Self::Quota { .. } => "record_quota",
+            Self::Rate { .. } => "record_rate",
             Self::Full => "record_full",
+        }
+    }
+
+    /// The author it is held against. Others than the author cannot bring these about: the first needs its signature,
+    /// and its room and its rate are used up by what it signed.
+    pub(crate) fn author(&self) -> Option<MemberId> {
+        match self {
+            Self::BadCert { author } | Self::Quota { author } | Self::Rate { author } => Some(*author),
+            _ => None,
         }
     }
 
@@ -98,9 +125,27 @@ impl MergeError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Merged {
     /// The newest of its slot.
-    New(Slot),
+    New(Arc<Record>),
     /// Here already, or a newer one is.
     Known,
+}
+
+/// What is left to do with a record before it can be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Screened {
+    /// Nothing: it is here already, or a newer one is.
+    Known,
+    /// It would be news: its signature is to be checked with this key.
+    Verify(PublicKey),
+}
+
+/// Where a record comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Somebody else: what its author publishes is counted against its rate.
+    Heard,
+    /// This node, or its store.
+    Own,
 }
 
 /// A record that answers a query.
@@ -121,6 +166,8 @@ pub struct Stats {
     pub records: usize,
     /// Bytes of the records held.
     pub bytes: usize,
+    /// Authors of the records held.
+    pub authors: usize,
     /// Records taken.
     pub merged: u64,
     /// Records heard again or too late.
@@ -130,14 +177,21 @@ pub struct Stats {
 }
 
 /// The records of one federation.
+///
+/// Costs at most 1,500 bytes for each record of 300 bytes, the search index included (`tests/memory.rs`).
 #[derive(Clone, Debug)]
 pub struct Directory {
     federation: FederationId,
-    records: BTreeMap<Slot, Record>,
-    ids: BTreeSet<ObjectId>,
-    expiries: BTreeSet<(u64, Slot)>,
-    by_author: BTreeMap<MemberId, usize>,
-    stats: Stats,
+    slots: BTreeMap<Slot, u32>,
+    ids: BTreeMap<ObjectId, u32>,
+    expiries: BTreeSet<(u64, u32)>,
+    index: Index,
+    accounts: Accounts,
+    /// Grows with every change: whoever keeps something derived from the records compares it.
+    version: u64,
+    merged: u64,
+    known: u64,
+    expired: u64,
 }
 
 impl Directory {
@@ -145,15 +199,20 @@ impl Directory {
     pub fn new(federation: FederationId) -> Self {
         Self {
             federation,
-            records: BTreeMap::new(),
-            ids: BTreeSet::new(),
+            slots: BTreeMap::new(),
+            ids: BTreeMap::new(),
             expiries: BTreeSet::new(),
-            by_author: BTreeMap::new(),
-            stats: Stats::default(),
+            index: Index::default(),
+            accounts: Accounts::default(),
+            version: 0,
+            merged: 0,
+            known: 0,
+            expired: 0,
         }
     }
 
-    /// Merges a record heard from anybody.
+    /// Merges a record in one go; where there are many, [`Self::screen`], [`Claim::verify`] and [`Self::insert`] let
+    /// the signatures be checked elsewhere.
     ///
     /// The higher sequence number wins; on a tie the smaller id, so every node picks the same one. Costs one
     /// signature check, two for an agent. Records are at most `RECORD_BYTES_MAX`.
@@ -163,74 +222,143 @@ impl Directory {
     pub fn merge(
         &mut self,
         now: Timestamp,
+        source: Source,
         kind: &str,
         bytes: &[u8],
         authors: &impl Authors,
     ) -> Result<Merged, MergeError> {
-        let record = Record::verify(now, self.federation, kind, bytes, authors)?;
-        let (slot, author) = (record.slot(), record.header().author);
-        let old_bytes = match self.records.get(&slot) {
-            Some(old) if !record.replaces(old) => {
-                self.stats.known += 1;
-                return Ok(Merged::Known);
+        let claim = Claim::parse(self.federation, kind, bytes)?;
+        match self.screen(now, source, &claim, authors)? {
+            Screened::Known => Ok(Merged::Known),
+            Screened::Verify(key) => {
+                let record = claim.verify(&key).inspect_err(|error| self.blame(error))?;
+                self.insert(now, source, Arc::new(record), authors)
             }
-            Some(old) => old.bytes().len(),
-            None if self.by_author.get(&author).is_some_and(|count| *count >= RECORDS_PER_AUTHOR_MAX) => {
-                return Err(MergeError::Quota { author });
-            }
-            None => 0,
-        };
-        if self.stats.bytes - old_bytes + record.bytes().len() > RECORDS_BYTES_MAX {
-            return Err(MergeError::Full);
         }
-        self.remove(&slot);
-        self.insert(slot.clone(), record);
-        self.stats.merged += 1;
-        Ok(Merged::New(slot))
     }
 
-    fn insert(&mut self, slot: Slot, record: Record) {
-        self.ids.insert(record.id());
-        self.expiries.insert((record.header().expires_ms, slot.clone()));
-        *self.by_author.entry(slot.author).or_default() += 1;
-        self.stats.bytes += record.bytes().len();
-        self.records.insert(slot, record);
-        self.stats.records = self.records.len();
+    /// Looks at everything about a record that costs little: its times, its author, whether it is news, whether there
+    /// is room.
+    ///
+    /// # Errors
+    /// [`MergeError`].
+    pub fn screen(
+        &mut self,
+        now: Timestamp,
+        source: Source,
+        claim: &Claim,
+        authors: &impl Authors,
+    ) -> Result<Screened, MergeError> {
+        let screened = self.judge(now, source, claim, authors);
+        screened.inspect_err(|error| self.blame(error))
+    }
+
+    /// Counts a refusal that came out of [`Claim::verify`].
+    pub fn blame(&mut self, error: &MergeError) {
+        self.accounts.blame(error);
+    }
+
+    fn judge(
+        &mut self,
+        now: Timestamp,
+        source: Source,
+        claim: &Claim,
+        authors: &impl Authors,
+    ) -> Result<Screened, MergeError> {
+        let (slot, key_seq) = (claim.slot(), claim.key_seq());
+        let author = slot.author;
+        let key = authors.key_of(&author, key_seq).ok_or(MergeError::NotAnAuthor { author, key_seq })?;
+        claim.check_times(now)?;
+        // Which of two with one number wins, only their ids can tell, and those are known when they are verified.
+        if self.get(slot).is_some_and(|old| old.seq() > claim.seq() || old.bytes() == claim.bytes()) {
+            self.known += 1;
+            return Ok(Screened::Known);
+        }
+        self.check_room(slot, claim.bytes().len())?;
+        if source == Source::Heard && !self.accounts.may_spend(&author, now) {
+            return Err(MergeError::Rate { author });
+        }
+        Ok(Screened::Verify(key))
+    }
+
+    /// Takes a verified record, if its author may still write it, and it is still news.
+    ///
+    /// # Errors
+    /// [`MergeError::NotAnAuthor`], [`MergeError::Quota`], [`MergeError::Full`].
+    pub fn insert(
+        &mut self,
+        now: Timestamp,
+        source: Source,
+        record: Arc<Record>,
+        authors: &impl Authors,
+    ) -> Result<Merged, MergeError> {
+        let (author, key_seq) = (record.author(), record.key_seq());
+        if authors.key_of(&author, key_seq).is_none() {
+            return Err(MergeError::NotAnAuthor { author, key_seq });
+        }
+        if self.get(record.slot()).is_some_and(|old| !record.replaces(old)) {
+            self.known += 1;
+            return Ok(Merged::Known);
+        }
+        self.check_room(record.slot(), record.bytes().len())
+            .inspect_err(|error| self.accounts.blame(error))?;
+        if source == Source::Heard {
+            self.accounts.spend(author, now);
+        }
+        self.remove(record.slot());
+        let row = self.index.insert(record.clone());
+        self.ids.insert(record.id(), row);
+        self.expiries.insert((record.expires_ms(), row));
+        self.accounts.add(author, record.bytes().len());
+        self.slots.insert(record.slot().clone(), row);
+        self.merged += 1;
+        self.version += 1;
+        Ok(Merged::New(record))
+    }
+
+    fn check_room(&self, slot: &Slot, bytes: usize) -> Result<(), MergeError> {
+        let author = slot.author;
+        let old_bytes = self.get(slot).map(|old| old.bytes().len());
+        let (count, held_bytes) = self.accounts.held(&author);
+        let count = count + usize::from(old_bytes.is_none());
+        let freed_bytes = old_bytes.unwrap_or(0);
+        if count > RECORDS_PER_AUTHOR_MAX || held_bytes - freed_bytes + bytes > RECORDS_BYTES_PER_AUTHOR_MAX {
+            return Err(MergeError::Quota { author });
+        }
+        if self.accounts.bytes() - freed_bytes + bytes > RECORDS_BYTES_MAX {
+            return Err(MergeError::Full);
+        }
+        Ok(())
     }
 
     fn remove(&mut self, slot: &Slot) {
-        let Some(record) = self.records.remove(slot) else { return };
+        let Some(row) = self.slots.remove(slot) else { return };
+        let record = self.index.remove(row);
         self.ids.remove(&record.id());
-        self.expiries.remove(&(record.header().expires_ms, slot.clone()));
-        self.stats.bytes -= record.bytes().len();
-        self.stats.records = self.records.len();
-        let count = self.by_author.entry(slot.author).or_default();
-        *count -= 1;
-        if *count == 0 {
-            self.by_author.remove(&slot.author);
-        }
+        self.expiries.remove(&(record.expires_ms(), row));
+        self.accounts.subtract(&slot.author, record.bytes().len());
+        self.version += 1;
     }
 
     /// Drops records whose authors left or signed them with a key that was replaced; returns their slots.
     pub fn retain(&mut self, authors: &impl Authors) -> Vec<Slot> {
-        let may_stay =
-            |record: &Record| authors.key_of(&record.header().author, record.header().key_seq).is_some();
-        let gone: Vec<_> = self
-            .records
-            .iter()
-            .filter(|(_, record)| !may_stay(record))
-            .map(|(slot, _)| slot.clone())
-            .collect();
+        let may_stay = |row: u32| {
+            let record = self.index.record(row);
+            authors.key_of(&record.author(), record.key_seq()).is_some()
+        };
+        let gone: Vec<_> =
+            self.slots.iter().filter(|(_, row)| !may_stay(**row)).map(|(slot, _)| slot.clone()).collect();
         gone.iter().for_each(|slot| self.remove(slot));
+        self.accounts.retain_authors_with_records_or(|author| authors.is_author(author));
         gone
     }
 
     /// Drops records whose time is over; returns their slots.
     pub fn expire(&mut self, now: Timestamp) -> Vec<Slot> {
         let over = self.expiries.iter().take_while(|(expires_ms, _)| *expires_ms <= now.wall_ms);
-        let gone: Vec<_> = over.map(|(_, slot)| slot.clone()).collect();
+        let gone: Vec<_> = over.map(|(_, row)| self.index.record(*row).slot().clone()).collect();
         gone.iter().for_each(|slot| self.remove(slot));
-        self.stats.expired += gone.len() as u64;
+        self.expired += gone.len() as u64;
         gone
     }
 
@@ -241,22 +369,21 @@ impl Directory {
 
     /// The sequence number for a new record in `slot`: above the clock and above every one seen.
     pub fn next_seq(&self, now: Timestamp, slot: &Slot) -> u64 {
-        let seen = self.records.get(slot).map_or(0, |record| record.header().seq.saturating_add(1));
+        let seen = self.get(slot).map_or(0, |record| record.seq().saturating_add(1));
         seen.max(now.wall_ms)
     }
 
     /// Every node.
     pub fn nodes(&self, now: Timestamp) -> impl Iterator<Item = Found<'_, NodeRecord>> {
-        self.records.values().filter_map(move |record| match record.content() {
-            Content::Node(node) => Some(found(now, record, node)),
+        self.records().filter_map(move |record| match record.content() {
+            Content::Node(node) => Some(found(now, record, &**node)),
             _ => None,
         })
     }
 
     /// The node of one member.
     pub fn node(&self, now: Timestamp, member: MemberId) -> Option<Found<'_, NodeRecord>> {
-        let slot = Slot { author: member, kind: "node-record".to_owned(), name: String::new() };
-        let record = self.records.get(&slot)?;
+        let record = self.get(&Slot::only(member, Kind::Node))?;
         match record.content() {
             Content::Node(node) => Some(found(now, record, node)),
             _ => None,
@@ -270,7 +397,7 @@ impl Directory {
         class: Option<AgentClass>,
     ) -> impl Iterator<Item = Found<'_, AgentRecord>> {
         let wanted = move |agent: &AgentId| class.is_none_or(|class| class == agent.class());
-        self.records.values().filter_map(move |record| match record.content() {
+        self.records().filter_map(move |record| match record.content() {
             Content::Agent(agent, Some(_)) if wanted(&agent.agent) => Some(found(now, record, &**agent)),
             _ => None,
         })
@@ -283,37 +410,75 @@ impl Directory {
         member: MemberId,
         agent: &AgentId,
     ) -> Option<(Found<'_, AgentRecord>, &AgentCert)> {
-        let slot = Slot { author: member, kind: "agent-record".to_owned(), name: agent.to_string() };
-        let record = self.records.get(&slot)?;
+        let slot = Slot { author: member, kind: Kind::Agent, name: agent.to_string().into() };
+        let record = self.get(&slot)?;
         match record.content() {
             Content::Agent(agent, Some(cert)) => Some((found(now, record, &**agent), &**cert)),
             _ => None,
         }
     }
 
+    /// The best matches of a query, one page of them. Costs no more than a few milliseconds with 100,000 records.
+    pub fn find(&self, query: &Query) -> Hits {
+        self.index.find(query)
+    }
+
+    /// What is known of a member's health: it ranks what queries find.
+    pub fn set_health(&mut self, member: MemberId, health: Health) {
+        self.index.set_health(member, health);
+    }
+
     /// Every record, of unknown kinds too, by slot.
-    pub fn records(&self) -> impl Iterator<Item = &Record> {
-        self.records.values()
+    pub fn records(&self) -> impl Iterator<Item = &Arc<Record>> {
+        self.slots.values().map(|row| self.index.record(*row))
+    }
+
+    /// The records of one author, by slot.
+    pub fn records_of(&self, author: MemberId) -> impl Iterator<Item = &Arc<Record>> {
+        let rows = self.slots.range(Slot::only(author, Kind::Node)..);
+        rows.take_while(move |(slot, _)| slot.author == author).map(|(_, row)| self.index.record(*row))
     }
 
     /// The record in a slot.
-    pub fn get(&self, slot: &Slot) -> Option<&Record> {
-        self.records.get(slot)
+    pub fn get(&self, slot: &Slot) -> Option<&Arc<Record>> {
+        self.slots.get(slot).map(|row| self.index.record(*row))
     }
 
-    /// The ids of all records.
-    pub fn ids(&self) -> &BTreeSet<ObjectId> {
-        &self.ids
+    /// The record with an id.
+    pub fn get_by_id(&self, id: &ObjectId) -> Option<&Arc<Record>> {
+        self.ids.get(id).map(|row| self.index.record(*row))
+    }
+
+    /// The ids of all records, in order.
+    pub fn ids(&self) -> impl Iterator<Item = &ObjectId> {
+        self.ids.keys()
+    }
+
+    /// Another number after every change.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// What each author has here, and what of it was refused.
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
     }
 
     /// Counts.
     pub fn stats(&self) -> Stats {
-        self.stats
+        Stats {
+            records: self.slots.len(),
+            bytes: self.accounts.bytes(),
+            authors: self.accounts.authors(),
+            merged: self.merged,
+            known: self.known,
+            expired: self.expired,
+        }
     }
 }
 
 fn found<'a, T>(now: Timestamp, record: &Record, entry: &'a T) -> Found<'a, T> {
-    let age_ms = now.wall_ms.saturating_sub(record.header().time_ms);
+    let age_ms = now.wall_ms.saturating_sub(record.time_ms());
     Found { entry, id: record.id(), age_ms }
 }
 

@@ -1,19 +1,31 @@
 //! The records themselves, and how one is read.
+//!
+//! Reading goes in steps, so that each costs something only where the one before it held: [`Claim::parse`] (form),
+//! [`crate::Directory::screen`] (times, author, news), [`Claim::verify`] (signature; anywhere, on any thread),
+//! [`crate::Directory::insert`].
+
+mod agent;
+mod kind;
+mod link;
+mod node;
+mod suspect;
+
+pub use agent::{AgentCert, AgentRecord, Capability};
+pub use kind::{KIND_BYTES_MAX, Kind, Slot};
+pub use link::{LINK_RECORD_EVERY_MS, LinkRecord, MeasuredLink};
+pub use node::NodeRecord;
+pub use suspect::SuspectRecord;
 
 use crate::merge::{Authors, MergeError};
 use kos_protocol::{
     cbor,
-    id::{AgentId, FederationId, MemberId, ObjectId, check_name, sha256},
+    id::{FederationId, MemberId, ObjectId, sha256},
     key::PublicKey,
-    limits::{
-        ADDRESS_BYTES_MAX, ADDRESSES_MAX, CLOCK_SKEW_MS_MAX, DESCRIPTION_BYTES_MAX, NAME_BYTES_MAX,
-        RECORD_BYTES_MAX, RECORD_CAPABILITIES_MAX, RECORD_LIFE_MS_MAX,
-    },
-    object::{Object, ObjectError, Scope, Signed, Unverified, open_envelope, sig_structure},
+    limits::{NAME_BYTES_MAX, RECORD_BYTES_MAX, RECORD_LIFE_MS_MAX},
+    object::{Object, ObjectError, open_envelope, sig_structure},
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
-use serde_bytes::ByteBuf;
 
 /// What every record says in the same fields, so that a node can judge a kind it does not know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,158 +53,167 @@ pub trait Entry: Object {
     fn header(&self) -> Header;
 }
 
-/// Where a member's node can be reached and what it can do. One for each member.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeRecord {
-    /// Whose node.
-    pub author: MemberId,
-    /// As in [`Header`].
-    pub key_seq: u64,
-    /// As in [`Header`].
-    pub seq: u64,
-    /// As in [`Header`].
-    pub time_ms: u64,
-    /// As in [`Header`].
-    pub expires_ms: u64,
-    /// What the node calls itself; the roster's name is the one that counts.
-    pub name: String,
-    /// Where it listens, multiaddr texts, best first.
-    pub addresses: Vec<String>,
-    /// Through whom it can be reached.
-    pub relays: Vec<MemberId>,
-    /// The version of its program.
-    pub version: semver::Version,
-    /// What it can do beyond the basics, names of up to `NAME_BYTES_MAX` bytes.
-    pub features: Vec<String>,
-}
-
-impl Object for NodeRecord {
-    const DOMAIN: &'static str = "kos/node-record/1";
-    const BYTES_MAX: usize = RECORD_BYTES_MAX;
-}
-
-impl Entry for NodeRecord {
-    const KIND: &'static str = "node-record";
-    fn header(&self) -> Header {
-        let Self { author, key_seq, seq, time_ms, expires_ms, .. } = *self;
-        Header { author, key_seq, slot: String::new(), seq, time_ms, expires_ms }
-    }
-}
-
-/// Something an agent can do, with the version of how it does it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Capability {
-    /// Its name, up to `NAME_BYTES_MAX` bytes.
-    pub name: String,
-    /// Its version.
-    pub version: semver::Version,
-}
-
-/// A member's word that an agent is its own. Domain `kos/agent-cert/1`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AgentCert {
-    /// The agent's own key.
-    pub agent_key: PublicKey,
-    /// Class and name.
-    pub agent: AgentId,
-    /// What it may say it can do, names.
-    pub capabilities: Vec<String>,
-    /// From when, in wall milliseconds.
-    pub not_before_ms: u64,
-    /// Until when, in wall milliseconds.
-    pub until_ms: u64,
-    /// Whose agent.
-    pub member: MemberId,
-    /// The number of the member's key that signs. A certificate ends when that key is replaced.
-    pub key_seq: u64,
-}
-
-impl Object for AgentCert {
-    const DOMAIN: &'static str = "kos/agent-cert/1";
-    const BYTES_MAX: usize = RECORD_BYTES_MAX / 2;
-}
-
-/// An agent that can be called. One for each agent of each member.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AgentRecord {
-    /// Whose agent.
-    pub author: MemberId,
-    /// As in [`Header`].
-    pub key_seq: u64,
-    /// Class and name; the slot.
-    #[serde(rename = "slot")]
-    pub agent: AgentId,
-    /// As in [`Header`].
-    pub seq: u64,
-    /// As in [`Header`].
-    pub time_ms: u64,
-    /// As in [`Header`].
-    pub expires_ms: u64,
-    /// The envelope of its [`AgentCert`]; none in a tombstone: the agent is gone.
-    #[serde(deserialize_with = "Option::deserialize")]
-    pub cert: Option<ByteBuf>,
-    /// What it can do.
-    pub capabilities: Vec<Capability>,
-    /// For people.
-    pub description: String,
-    /// How it is spoken to, for instance `http`.
-    pub protocol: String,
-}
-
-impl AgentRecord {
-    /// Whether it only says that the agent is gone.
-    pub fn is_tombstone(&self) -> bool {
-        self.cert.is_none()
-    }
-}
-
-impl Object for AgentRecord {
-    const DOMAIN: &'static str = "kos/agent-record/1";
-    const BYTES_MAX: usize = RECORD_BYTES_MAX;
-}
-
-impl Entry for AgentRecord {
-    const KIND: &'static str = "agent-record";
-    fn header(&self) -> Header {
-        let Self { author, key_seq, seq, time_ms, expires_ms, .. } = *self;
-        Header { author, key_seq, slot: self.agent.to_string(), seq, time_ms, expires_ms }
-    }
-}
-
-/// Where a record belongs: the newest one in a slot replaces the others.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Slot {
-    /// Whose.
-    pub author: MemberId,
-    /// Of which kind.
-    pub kind: String,
-    /// Which one of that kind.
-    pub name: String,
-}
-
 /// What a record says, as far as this version can read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
     /// A node.
-    Node(NodeRecord),
+    Node(Box<NodeRecord>),
     /// An agent with its checked certificate; none in a tombstone.
     Agent(Box<AgentRecord>, Option<Box<AgentCert>>),
+    /// The links of a node.
+    Link(Box<LinkRecord>),
+    /// A suspicion.
+    Suspect(Box<SuspectRecord>),
     /// A kind of a later version.
     Unknown,
+}
+
+/// A record that was read and that nobody has verified yet: enough to look its author up.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    federation: FederationId,
+    slot: Slot,
+    key_seq: u64,
+    seq: u64,
+    time_ms: u64,
+    expires_ms: u64,
+    bytes: Box<[u8]>,
+    payload: Vec<u8>,
+    signed: Vec<u8>,
+    signature: [u8; 64],
+}
+
+impl Claim {
+    /// Reads an envelope of any kind. Costs no signature check.
+    ///
+    /// # Errors
+    /// [`MergeError::Decode`] and [`MergeError::Content`].
+    pub fn parse(federation: FederationId, kind: &str, bytes: &[u8]) -> Result<Self, MergeError> {
+        let kind = Kind::parse(kind).ok_or(MergeError::Content("kind"))?;
+        let (payload, signature) = open_envelope(bytes, RECORD_BYTES_MAX).map_err(|error| match error {
+            ObjectError::Decode(error) => MergeError::Decode(error),
+            _ => MergeError::Content("header"),
+        })?;
+        let header: Header = cbor::decode_canonical(&payload, RECORD_BYTES_MAX)?;
+        check(header.slot.len() <= NAME_BYTES_MAX && is_printable(&header.slot), "slot")?;
+        let mut aad = format!("kos/{kind}/1").into_bytes();
+        aad.extend_from_slice(federation.as_bytes());
+        Ok(Self {
+            federation,
+            slot: Slot { author: header.author, kind, name: header.slot.into() },
+            key_seq: header.key_seq,
+            seq: header.seq,
+            time_ms: header.time_ms,
+            expires_ms: header.expires_ms,
+            bytes: bytes.into(),
+            signed: sig_structure(&aad, &payload),
+            payload,
+            signature,
+        })
+    }
+
+    /// Where it belongs.
+    pub fn slot(&self) -> &Slot {
+        &self.slot
+    }
+    /// The number of the key that signs.
+    pub fn key_seq(&self) -> u64 {
+        self.key_seq
+    }
+    /// The higher one wins.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+    /// The envelope.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Whether its time has come and is not over.
+    pub(crate) fn check_times(&self, now: Timestamp) -> Result<(), MergeError> {
+        let author = self.slot.author;
+        let newest_ms = self.seq.max(self.time_ms);
+        if !now.allows(newest_ms) {
+            return Err(MergeError::Future { author, ahead_ms: newest_ms - now.wall_ms });
+        }
+        let life_ms = self.expires_ms.checked_sub(self.time_ms).ok_or(MergeError::Content("expires_ms"))?;
+        check(life_ms <= RECORD_LIFE_MS_MAX, "expires_ms")?;
+        if self.expires_ms <= now.wall_ms {
+            return Err(MergeError::Expired { author, age_ms: now.wall_ms - self.expires_ms });
+        }
+        Ok(())
+    }
+
+    /// Checks the signature, strictly, then what the record says. The expensive part, and a pure one: records are
+    /// verified on as many threads as there are. Costs one signature check, two for an agent.
+    ///
+    /// # Errors
+    /// [`MergeError::BadSignature`], [`MergeError::BadCert`], [`MergeError::Content`], [`MergeError::Decode`].
+    pub fn verify(self, key: &PublicKey) -> Result<Record, MergeError> {
+        let author = self.slot.author;
+        key.verify(&self.signed, &self.signature).map_err(|_| MergeError::BadSignature { author })?;
+        let content = self.read_content(key)?;
+        Ok(Record {
+            id: ObjectId::from_bytes(sha256(&self.signed)),
+            slot: self.slot,
+            key_seq: self.key_seq,
+            seq: self.seq,
+            time_ms: self.time_ms,
+            expires_ms: self.expires_ms,
+            bytes: self.bytes,
+            content,
+        })
+    }
+
+    fn read_content(&self, key: &PublicKey) -> Result<Content, MergeError> {
+        fn read<T: Object>(payload: &[u8]) -> Result<Box<T>, MergeError> {
+            Ok(Box::new(cbor::decode_message(payload, RECORD_BYTES_MAX)?))
+        }
+        let header_slot_is_empty = self.slot.name.is_empty();
+        Ok(match &self.slot.kind {
+            Kind::Node => {
+                let node = read::<NodeRecord>(&self.payload)?;
+                check(header_slot_is_empty, "slot")?;
+                node.check()?;
+                Content::Node(node)
+            }
+            Kind::Agent => {
+                let agent = read::<AgentRecord>(&self.payload)?;
+                agent.check()?;
+                let cert = agent.check_cert(self.federation, key)?;
+                Content::Agent(agent, cert.map(Box::new))
+            }
+            Kind::Link => {
+                let link = read::<LinkRecord>(&self.payload)?;
+                check(header_slot_is_empty, "slot")?;
+                link.check()?;
+                Content::Link(link)
+            }
+            Kind::Suspect => {
+                let suspicion = read::<SuspectRecord>(&self.payload)?;
+                suspicion.check()?;
+                Content::Suspect(suspicion)
+            }
+            Kind::Service | Kind::Other(_) => Content::Unknown,
+        })
+    }
 }
 
 /// A verified record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    kind: String,
-    header: Header,
+    slot: Slot,
     id: ObjectId,
-    bytes: Vec<u8>,
+    key_seq: u64,
+    seq: u64,
+    time_ms: u64,
+    expires_ms: u64,
+    bytes: Box<[u8]>,
     content: Content,
 }
 
 impl Record {
-    /// Reads a record and checks it, the author before the signature.
+    /// Reads a record and checks it, the author before the signature: all steps at once, for one record.
     ///
     /// # Errors
     /// [`MergeError`], except those about room.
@@ -203,23 +224,40 @@ impl Record {
         bytes: &[u8],
         authors: &impl Authors,
     ) -> Result<Self, MergeError> {
-        let raw = Raw::parse(federation, kind, bytes)?;
-        check_times(now, &raw.header)?;
-        let Header { author, key_seq, .. } = raw.header;
+        let claim = Claim::parse(federation, kind, bytes)?;
+        claim.check_times(now)?;
+        let (author, key_seq) = (claim.slot.author, claim.key_seq);
         let key = authors.key_of(&author, key_seq).ok_or(MergeError::NotAnAuthor { author, key_seq })?;
-        key.verify(&raw.signed, &raw.signature).map_err(|_| MergeError::BadSignature { author })?;
-        let content = read_content(federation, kind, &raw, &key)?;
-        let id = ObjectId::from_bytes(sha256(&raw.signed));
-        Ok(Self { kind: kind.to_owned(), header: raw.header, id, bytes: bytes.to_vec(), content })
+        claim.verify(&key)
     }
 
-    /// The name of its kind.
-    pub fn kind(&self) -> &str {
-        &self.kind
+    /// Where it belongs.
+    pub fn slot(&self) -> &Slot {
+        &self.slot
     }
-    /// What every record says.
-    pub fn header(&self) -> &Header {
-        &self.header
+    /// Its kind.
+    pub fn kind(&self) -> &Kind {
+        &self.slot.kind
+    }
+    /// Who says it.
+    pub fn author(&self) -> MemberId {
+        self.slot.author
+    }
+    /// The number of the author's key that signed.
+    pub fn key_seq(&self) -> u64 {
+        self.key_seq
+    }
+    /// The higher one wins.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+    /// When it was made, in wall milliseconds.
+    pub fn time_ms(&self) -> u64 {
+        self.time_ms
+    }
+    /// When it stops counting, in wall milliseconds.
+    pub fn expires_ms(&self) -> u64 {
+        self.expires_ms
     }
     /// Its id.
     pub fn id(&self) -> ObjectId {
@@ -233,127 +271,11 @@ impl Record {
     pub fn content(&self) -> &Content {
         &self.content
     }
-    /// Where it belongs.
-    pub fn slot(&self) -> Slot {
-        Slot { author: self.header.author, kind: self.kind.clone(), name: self.header.slot.clone() }
-    }
     /// Whether it replaces `other` in their slot.
     pub(crate) fn replaces(&self, other: &Self) -> bool {
-        let order = |record: &Self| (std::cmp::Reverse(record.header.seq), record.id);
+        let order = |record: &Self| (std::cmp::Reverse(record.seq), record.id);
         order(self) < order(other)
     }
-}
-
-/// An envelope of any kind. Like `Unverified`, but the kind is known only at run time.
-struct Raw {
-    header: Header,
-    payload: Vec<u8>,
-    signed: Vec<u8>,
-    signature: [u8; 64],
-}
-
-impl Raw {
-    fn parse(federation: FederationId, kind: &str, bytes: &[u8]) -> Result<Self, MergeError> {
-        let is_kind = (1..=32).contains(&kind.len()) && kind.bytes().all(|b| matches!(b, b'a'..=b'z' | b'-'));
-        if !is_kind {
-            return Err(MergeError::Content("kind"));
-        }
-        let (payload, signature) = open_envelope(bytes, RECORD_BYTES_MAX).map_err(|error| match error {
-            ObjectError::Decode(error) => MergeError::Decode(error),
-            _ => MergeError::Content("header"),
-        })?;
-        let header: Header = cbor::decode_canonical(&payload, RECORD_BYTES_MAX)?;
-        if header.slot.len() > NAME_BYTES_MAX || !is_printable(&header.slot) {
-            return Err(MergeError::Content("slot"));
-        }
-        let mut aad = format!("kos/{kind}/1").into_bytes();
-        aad.extend_from_slice(federation.as_bytes());
-        let signed = sig_structure(&aad, &payload);
-        Ok(Self { header, payload, signed, signature })
-    }
-}
-
-fn check_times(now: Timestamp, header: &Header) -> Result<(), MergeError> {
-    let author = header.author;
-    let newest_ms = header.seq.max(header.time_ms);
-    if !now.allows(newest_ms) {
-        return Err(MergeError::Future { author, ahead_ms: newest_ms - now.wall_ms });
-    }
-    let life_ms = header.expires_ms.checked_sub(header.time_ms).ok_or(MergeError::Content("expires_ms"))?;
-    if life_ms > RECORD_LIFE_MS_MAX {
-        return Err(MergeError::Content("expires_ms"));
-    }
-    if header.expires_ms <= now.wall_ms {
-        return Err(MergeError::Expired { author, age_ms: now.wall_ms - header.expires_ms });
-    }
-    Ok(())
-}
-
-fn read_content(
-    federation: FederationId,
-    kind: &str,
-    raw: &Raw,
-    key: &PublicKey,
-) -> Result<Content, MergeError> {
-    match kind {
-        NodeRecord::KIND => {
-            let node: NodeRecord = cbor::decode_message(&raw.payload, RECORD_BYTES_MAX)?;
-            check_node(&raw.header, &node)?;
-            Ok(Content::Node(node))
-        }
-        AgentRecord::KIND => {
-            let agent: AgentRecord = cbor::decode_message(&raw.payload, RECORD_BYTES_MAX)?;
-            check_agent(&agent)?;
-            let verify = |bytes: &ByteBuf| check_cert(federation, &agent, bytes, key);
-            let cert = agent.cert.as_ref().map(verify).transpose()?;
-            Ok(Content::Agent(Box::new(agent), cert.map(Box::new)))
-        }
-        _ => Ok(Content::Unknown),
-    }
-}
-
-fn check_node(header: &Header, node: &NodeRecord) -> Result<(), MergeError> {
-    let is_address = |text: &String| {
-        (1..=ADDRESS_BYTES_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
-    };
-    check(header.slot.is_empty(), "slot")?;
-    check(check_name(&node.name).is_ok(), "name")?;
-    check(node.addresses.len() <= ADDRESSES_MAX && node.addresses.iter().all(is_address), "addresses")?;
-    check(node.relays.len() <= ADDRESSES_MAX, "relays")?;
-    check(
-        node.features.len() <= RECORD_CAPABILITIES_MAX
-            && node.features.iter().all(|feature| is_word(feature)),
-        "features",
-    )
-}
-
-fn check_agent(agent: &AgentRecord) -> Result<(), MergeError> {
-    let names_fit = agent.capabilities.iter().all(|capability| is_word(&capability.name));
-    check(agent.capabilities.len() <= RECORD_CAPABILITIES_MAX && names_fit, "capabilities")?;
-    let is_text = agent.description.len() <= DESCRIPTION_BYTES_MAX && is_printable(&agent.description);
-    check(is_text, "description")?;
-    check(is_word(&agent.protocol), "protocol")
-}
-
-fn check_cert(
-    federation: FederationId,
-    agent: &AgentRecord,
-    bytes: &[u8],
-    key: &PublicKey,
-) -> Result<AgentCert, MergeError> {
-    let fault = |_| MergeError::BadCert { author: agent.author };
-    let cert = Unverified::<AgentCert>::parse(bytes, Scope::Federation(federation)).map_err(fault)?;
-    let claim = cert.claim();
-    let covers = (claim.member, claim.key_seq, &claim.agent) == (agent.author, agent.key_seq, &agent.agent)
-        && claim.not_before_ms <= agent.time_ms.saturating_add(CLOCK_SKEW_MS_MAX)
-        && claim.until_ms >= agent.expires_ms
-        && agent.capabilities.iter().all(|capability| claim.capabilities.contains(&capability.name));
-    if !covers {
-        return Err(MergeError::BadCert { author: agent.author });
-    }
-    let cert: Signed<AgentCert> =
-        cert.verify(key).map_err(|_| MergeError::BadCert { author: agent.author })?;
-    Ok((*cert).clone())
 }
 
 fn check(fits: bool, field: &'static str) -> Result<(), MergeError> {
@@ -368,4 +290,18 @@ fn is_word(text: &str) -> bool {
 /// Text that can be shown in a terminal: no control characters, which also rules out escape sequences.
 fn is_printable(text: &str) -> bool {
     !text.chars().any(char::is_control)
+}
+
+/// An id as text, where it names a slot.
+mod as_text {
+    use kos_protocol::id::MemberId;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(id: &MemberId, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(id)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<MemberId, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
 }

@@ -1,7 +1,7 @@
 //! Runs the vectors of SPEC §9.11. `cargo test -p kos-protocol --test vectors` makes them, without any of this code.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_types, clippy::disallowed_methods)]
 
-use kos_directory::{AgentCert, Authors, Content, Directory, Merged, Record};
+use kos_directory::{AgentCert, Authors, Content, Directory, Merged, Record, Source};
 use kos_protocol::{
     id::{FederationId, MemberId},
     key::PublicKey,
@@ -35,6 +35,10 @@ impl Authors for Author {
     fn key_of(&self, member: &MemberId, key_seq: u64) -> Option<PublicKey> {
         ((*member, key_seq) == (self.0, self.1)).then_some(self.2)
     }
+
+    fn is_author(&self, member: &MemberId) -> bool {
+        *member == self.0
+    }
 }
 
 fn federation(vector: &Value) -> FederationId {
@@ -52,12 +56,12 @@ fn check_merge(vector: &Value) {
     for order in [[0, 1], [1, 0]] {
         let mut directory = Directory::new(federation(vector));
         for place in order {
-            directory.merge(now(vector), kind, &records[place], &author).unwrap();
+            directory.merge(now(vector), Source::Heard, kind, &records[place], &author).unwrap();
         }
-        let stays: Vec<_> = directory.ids().iter().map(|id| id.as_bytes().to_vec()).collect();
+        let stays: Vec<_> = directory.ids().map(|id| id.as_bytes().to_vec()).collect();
         assert_eq!(stays, [unhex(&vector["stays"])], "{}, {order:?}", vector["name"]);
         assert_eq!(
-            directory.merge(now(vector), kind, &records[order[0]], &author),
+            directory.merge(now(vector), Source::Heard, kind, &records[order[0]], &author),
             Ok(Merged::Known),
             "it comes again"
         );
@@ -75,7 +79,7 @@ fn check_record(vector: &Value) {
         let known = match record.content() {
             Content::Node(_) => "node-record",
             Content::Agent(..) => "agent-record",
-            Content::Unknown => kind,
+            _ => kind,
         };
         assert_eq!(known, kind);
     }

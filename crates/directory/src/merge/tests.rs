@@ -3,7 +3,10 @@ use crate::record::{Capability, Entry, Header};
 use kos_protocol::{
     cbor,
     key::SecretKey,
-    limits::{ADDRESSES_MAX, RECORD_BYTES_MAX, RECORD_LIFE_MS_MAX},
+    limits::{
+        ADDRESSES_MAX, RECORD_BYTES_MAX, RECORD_EVERY_MS_PER_AUTHOR, RECORD_LIFE_MS_MAX,
+        RECORDS_BURST_PER_AUTHOR,
+    },
     object::{Object, Scope, Signed},
 };
 use proptest::prelude::*;
@@ -44,6 +47,10 @@ impl Authors for Roster {
     fn key_of(&self, member: &MemberId, key_seq: u64) -> Option<PublicKey> {
         self.0.get(member).filter(|(seq, _)| *seq == key_seq).map(|(_, key)| *key)
     }
+
+    fn is_author(&self, member: &MemberId) -> bool {
+        self.0.contains_key(member)
+    }
 }
 
 fn node(author: u8, seq: u64) -> NodeRecord {
@@ -58,6 +65,7 @@ fn node(author: u8, seq: u64) -> NodeRecord {
         relays: vec![member(9)],
         version: semver::Version::new(0, 1, 0),
         features: vec!["carry".to_owned()],
+        left: false,
     }
 }
 
@@ -95,7 +103,7 @@ fn signed<T: Entry>(record: T) -> Vec<u8> {
 }
 
 fn merge<T: Entry>(directory: &mut Directory, record: T) -> Result<Merged, MergeError> {
-    directory.merge(now(), T::KIND, &signed(record), &Roster::of(1..4))
+    directory.merge(now(), Source::Heard, T::KIND, &signed(record), &Roster::of(1..4))
 }
 
 #[test]
@@ -110,7 +118,7 @@ fn the_newest_record_of_a_slot_is_found() {
     assert_eq!((found.entry.seq, found.age_ms), (11, 500));
     assert_eq!(directory.nodes(now()).count(), 2);
     assert_eq!(directory.stats().records, 2);
-    let slot = Slot { author: member(1), kind: "node-record".to_owned(), name: String::new() };
+    let slot = Slot::only(member(1), Kind::Node);
     assert_eq!(directory.next_seq(at(T0), &slot), T0);
     merge(&mut directory, node(1, T0 + 7)).unwrap();
     assert_eq!(directory.next_seq(at(T0), &slot), T0 + 8, "the clock was set back");
@@ -172,17 +180,17 @@ fn only_active_members_with_their_current_key_write() {
 
     let authors = Roster::of(1..4);
     let forged = Signed::sign(node(1, 1), SCOPE, &key(2)).unwrap();
-    let refused = directory.merge(now(), "node-record", forged.bytes(), &authors);
+    let refused = directory.merge(now(), Source::Heard, "node-record", forged.bytes(), &authors);
     assert_eq!(refused, Err(MergeError::BadSignature { author: member(1) }));
     let mut garbled_stranger = signed(node(7, 1));
     *garbled_stranger.last_mut().unwrap() ^= 1;
-    let refused = directory.merge(now(), "node-record", &garbled_stranger, &authors);
+    let refused = directory.merge(now(), Source::Heard, "node-record", &garbled_stranger, &authors);
     assert_eq!(refused, not_an_author(7, 0), "membership before the signature");
 
     let elsewhere = Scope::Federation(FederationId::from_bytes([5; 32]));
     let foreign = Signed::sign(node(1, 1), elsewhere, &key(1)).unwrap();
-    assert!(directory.merge(now(), "node-record", foreign.bytes(), &authors).is_err());
-    let as_other_kind = directory.merge(now(), "agent-record", &signed(node(1, 1)), &authors);
+    assert!(directory.merge(now(), Source::Heard, "node-record", foreign.bytes(), &authors).is_err());
+    let as_other_kind = directory.merge(now(), Source::Heard, "agent-record", &signed(node(1, 1)), &authors);
     assert_eq!(as_other_kind, Err(MergeError::BadSignature { author: member(1) }));
 
     merge(&mut directory, node(1, 1)).unwrap();
@@ -246,62 +254,124 @@ fn fields_are_bounded() {
         change(&mut record);
         assert_eq!(merge(&mut directory, record), Err(MergeError::Content(field)));
     }
-    let long = directory.merge(now(), "node-record", &[0; RECORD_BYTES_MAX + 1], &Roster::of([]));
+    let long =
+        directory.merge(now(), Source::Heard, "node-record", &[0; RECORD_BYTES_MAX + 1], &Roster::of([]));
     assert!(matches!(long, Err(MergeError::Decode(DecodeError::TooLarge { .. }))));
-    let kind = directory.merge(now(), "Node Record", &signed(node(1, 1)), &Roster::of([1]));
+    let kind = directory.merge(now(), Source::Heard, "Node Record", &signed(node(1, 1)), &Roster::of([1]));
     assert_eq!(kind, Err(MergeError::Content("kind")));
 }
 
 /// A kind this version does not know, with a field it does not know.
 #[derive(Serialize, Deserialize)]
-struct LinkRecord {
+struct WeatherRecord {
     author: MemberId,
     key_seq: u64,
     slot: String,
     seq: u64,
     time_ms: u64,
     expires_ms: u64,
-    rtt_us: u64,
+    kelvin: u64,
+    note: String,
 }
 
-impl Object for LinkRecord {
-    const DOMAIN: &'static str = "kos/link-record/1";
+impl Object for WeatherRecord {
+    const DOMAIN: &'static str = "kos/weather-record/1";
     const BYTES_MAX: usize = RECORD_BYTES_MAX;
 }
 
-impl Entry for LinkRecord {
-    const KIND: &'static str = "link-record";
+impl Entry for WeatherRecord {
+    const KIND: &'static str = "weather-record";
     fn header(&self) -> Header {
         cbor::decode_message(&cbor::encode(self), RECORD_BYTES_MAX).unwrap()
     }
 }
 
-fn link(author: u8, slot: String, seq: u64) -> LinkRecord {
+fn weather(author: u8, slot: String, seq: u64) -> WeatherRecord {
     let (time_ms, expires_ms) = (T0, T0 + DAY_MS);
-    LinkRecord { author: member(author), key_seq: 0, slot, seq, time_ms, expires_ms, rtt_us: 80_000 }
+    WeatherRecord {
+        author: member(author),
+        key_seq: 0,
+        slot,
+        seq,
+        time_ms,
+        expires_ms,
+        kelvin: 280,
+        note: String::new(),
+    }
 }
 
 #[test]
 fn a_kind_of_a_later_version_is_judged_like_any_other_and_kept() {
     let mut directory = Directory::new(FEDERATION);
-    let Ok(Merged::New(slot)) = merge(&mut directory, link(1, "peer".to_owned(), 1)) else { panic!("new") };
-    assert_eq!(directory.get(&slot).unwrap().content(), &Content::Unknown);
-    assert_eq!(directory.get(&slot).unwrap().bytes(), signed(link(1, "peer".to_owned(), 1)));
-    assert_eq!(merge(&mut directory, link(1, "x".repeat(65), 1)), Err(MergeError::Content("slot")));
-    assert!(matches!(merge(&mut directory, link(7, String::new(), 1)), Err(MergeError::NotAnAuthor { .. })));
+    let Ok(Merged::New(record)) = merge(&mut directory, weather(1, "peer".to_owned(), 1)) else {
+        panic!("new")
+    };
+    let slot = record.slot();
+    assert_eq!(directory.get(slot).unwrap().content(), &Content::Unknown);
+    assert_eq!(directory.get(slot).unwrap().bytes(), signed(weather(1, "peer".to_owned(), 1)));
+    assert_eq!(merge(&mut directory, weather(1, "x".repeat(65), 1)), Err(MergeError::Content("slot")));
+    assert!(matches!(
+        merge(&mut directory, weather(7, String::new(), 1)),
+        Err(MergeError::NotAnAuthor { .. })
+    ));
 }
 
 #[test]
 fn one_member_cannot_fill_the_directory() {
     let mut directory = Directory::new(FEDERATION);
     for n in 0..RECORDS_PER_AUTHOR_MAX {
-        merge(&mut directory, link(1, n.to_string(), 1)).unwrap();
+        merge(&mut directory, weather(1, n.to_string(), 1)).unwrap();
     }
     assert_eq!(merge(&mut directory, node(1, 1)), Err(MergeError::Quota { author: member(1) }));
-    assert!(matches!(merge(&mut directory, link(1, "0".to_owned(), 2)), Ok(Merged::New(_))));
+    assert!(matches!(merge(&mut directory, weather(1, "0".to_owned(), 2)), Ok(Merged::New(_))));
     assert!(matches!(merge(&mut directory, node(2, 1)), Ok(Merged::New(_))));
-    directory.stats.bytes = RECORDS_BYTES_MAX;
+    let refused = &directory.accounts().iter().next().unwrap().1.refused;
+    assert_eq!(refused.get("record_quota"), Some(&1), "held against its author");
+    directory.accounts = Accounts::holding(RECORDS_BYTES_MAX);
     assert_eq!(merge(&mut directory, node(3, 1)), Err(MergeError::Full));
+}
+
+#[test]
+fn one_member_cannot_fill_the_room_of_others_with_long_records() {
+    let mut directory = Directory::new(FEDERATION);
+    let long = |n: usize| weather(1, format!("{n:064}"), 1);
+    let bytes = signed(long(0)).len();
+    let mut padded = 0;
+    for n in 0.. {
+        let record = WeatherRecord { note: "x".repeat(3000), ..long(n) };
+        match merge(&mut directory, record) {
+            Ok(_) => padded += 1,
+            Err(error) => {
+                assert_eq!(error, MergeError::Quota { author: member(1) });
+                break;
+            }
+        }
+    }
+    assert!((RECORDS_BYTES_PER_AUTHOR_MAX / (bytes + 3100)..RECORDS_PER_AUTHOR_MAX).contains(&padded));
+    assert!(directory.stats().bytes <= RECORDS_BYTES_PER_AUTHOR_MAX);
+}
+
+#[test]
+fn what_one_member_publishes_too_fast_is_not_taken_until_later() {
+    let mut directory = Directory::new(FEDERATION);
+    let taken = |directory: &mut Directory, now: Timestamp, seq| {
+        directory.merge(now, Source::Heard, "node-record", &signed(node(1, seq)), &Roster::of(1..4))
+    };
+    for seq in 0..u64::from(RECORDS_BURST_PER_AUTHOR) {
+        assert!(matches!(taken(&mut directory, now(), seq), Ok(Merged::New(_))));
+    }
+    assert_eq!(taken(&mut directory, now(), 9_999), Err(MergeError::Rate { author: member(1) }));
+    assert!(matches!(merge(&mut directory, node(2, 1)), Ok(Merged::New(_))), "others are");
+    assert!(matches!(taken(&mut directory, at(T0 + RECORD_EVERY_MS_PER_AUTHOR), 9_999), Ok(Merged::New(_))));
+    let own = signed(node(1, 10_000));
+    let own = directory.merge(now(), Source::Own, "node-record", &own, &Roster::of(1..4));
+    assert!(matches!(own, Ok(Merged::New(_))));
+    let forged: Vec<_> = (0..2_000).map(|seq| Signed::sign(node(3, seq), SCOPE, &key(2)).unwrap()).collect();
+    for forged in forged {
+        let refused = directory.merge(now(), Source::Heard, "node-record", forged.bytes(), &Roster::of(1..4));
+        assert_eq!(refused, Err(MergeError::BadSignature { author: member(3) }));
+    }
+    assert!(matches!(merge(&mut directory, node(3, 1)), Ok(Merged::New(_))), "others cannot use its rate up");
 }
 
 proptest! {
@@ -315,21 +385,22 @@ proptest! {
         // Several records with one number in one slot, told apart by their content.
         let records: Vec<_> = made
             .iter()
-            .map(|(author, slot, seq, rtt_us)| {
-                signed(LinkRecord { rtt_us: *rtt_us, ..link(*author, slot.to_string(), *seq) })
+            .map(|(author, slot, seq, kelvin)| {
+                signed(WeatherRecord { kelvin: *kelvin, ..weather(*author, slot.to_string(), *seq) })
             })
             .collect();
         let mut shuffled: Vec<_> = records.iter().zip(&order).collect();
         shuffled.sort_by_key(|(_, place)| **place);
         let (mut one, mut other) = (Directory::new(FEDERATION), Directory::new(FEDERATION));
         for bytes in &records {
-            one.merge(now(), "link-record", bytes, &Roster::of(1..4)).unwrap();
+            one.merge(now(), Source::Heard, "weather-record", bytes, &Roster::of(1..4)).unwrap();
         }
         for (bytes, _) in shuffled {
-            other.merge(now(), "link-record", bytes, &Roster::of(1..4)).unwrap();
+            other.merge(now(), Source::Heard, "weather-record", bytes, &Roster::of(1..4)).unwrap();
         }
         prop_assert!(one.records().eq(other.records()));
-        prop_assert_eq!(one.ids(), other.ids());
+        prop_assert!(one.ids().eq(other.ids()));
+        prop_assert!(one.ids().all(|id| one.get_by_id(id).unwrap().id() == *id));
         prop_assert_eq!(one.stats().bytes, one.records().map(|record| record.bytes().len()).sum::<usize>());
     }
 
@@ -340,12 +411,12 @@ proptest! {
         bit in 0..8_u8,
     ) {
         let mut directory = Directory::new(FEDERATION);
-        for kind in ["node-record", "agent-record", "link-record", ""] {
-            prop_assert!(directory.merge(now(), kind, &bytes, &Roster::of(1..4)).is_err());
+        for kind in ["node-record", "agent-record", "link-record", "suspect-record", "weather-record", ""] {
+            prop_assert!(directory.merge(now(), Source::Heard, kind, &bytes, &Roster::of(1..4)).is_err());
         }
         let mut altered = signed(agent(1, "kBridge:notes", cert(1, "kBridge:notes")));
         let place = place.index(altered.len());
         altered[place] ^= 1 << bit;
-        prop_assert!(directory.merge(now(), "agent-record", &altered, &Roster::of(1..4)).is_err());
+        prop_assert!(directory.merge(now(), Source::Heard, "agent-record", &altered, &Roster::of(1..4)).is_err());
     }
 }
