@@ -58,8 +58,8 @@ pub trait Entry: Object {
 pub enum Content {
     /// A node.
     Node(Box<NodeRecord>),
-    /// An agent with its checked certificate; none in a tombstone.
-    Agent(Box<AgentRecord>, Option<Box<AgentCert>>),
+    /// An agent with the key that its certificate names, which was checked; none in a tombstone.
+    Agent(Box<AgentRecord>, Option<[u8; 32]>),
     /// The links of a node.
     Link(Box<LinkRecord>),
     /// A suspicion.
@@ -178,10 +178,10 @@ impl Claim {
                 Content::Node(node)
             }
             Kind::Agent => {
-                let agent = read::<AgentRecord>(&self.payload)?;
+                let mut agent = read::<AgentRecord>(&self.payload)?;
                 agent.check()?;
-                let cert = agent.check_cert(self.federation, key)?;
-                Content::Agent(agent, cert.map(Box::new))
+                let agent_key = agent.take_cert(self.federation, key)?;
+                Content::Agent(agent, agent_key.map(|key| *key.as_bytes()))
             }
             Kind::Link => {
                 let link = read::<LinkRecord>(&self.payload)?;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::record::{Capability, Entry, Header};
+use crate::record::{AgentCert, Capability, Entry, Header};
 use kos_protocol::{
     cbor,
     key::SecretKey,
@@ -130,8 +130,8 @@ fn agents_are_found_by_class_until_their_tombstone() {
     merge(&mut directory, agent(1, "kBridge:notes", cert(1, "kBridge:notes"))).unwrap();
     merge(&mut directory, agent(2, "kSentinel:node", cert(2, "kSentinel:node"))).unwrap();
     let notes = "kBridge:notes".parse().unwrap();
-    let (found, cert) = directory.agent(now(), member(1), &notes).unwrap();
-    assert_eq!((found.entry.description.as_str(), cert.agent_key), ("shared notes", key(50).public()));
+    let (found, agent_key) = directory.agent(now(), member(1), &notes).unwrap();
+    assert_eq!((found.entry.description.as_str(), agent_key), ("shared notes", key(50).public()));
     assert_eq!(directory.agents(now(), Some(AgentClass::Bridge)).count(), 1);
     assert_eq!(directory.agents(now(), None).count(), 2);
 

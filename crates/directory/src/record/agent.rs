@@ -60,7 +60,8 @@ pub struct AgentRecord {
     pub time_ms: u64,
     /// As in [`Header`].
     pub expires_ms: u64,
-    /// The envelope of its [`AgentCert`]; none in a tombstone: the agent is gone.
+    /// The envelope of its [`AgentCert`]; none in a tombstone: the agent is gone. Empty in a verified record of the
+    /// directory, which keeps the whole envelope and the agent's key beside this.
     #[serde(deserialize_with = "Option::deserialize")]
     pub cert: Option<ByteBuf>,
     /// What it can do.
@@ -85,12 +86,12 @@ impl AgentRecord {
         check(is_word(&self.protocol), "protocol")
     }
 
-    /// Its certificate, if it has one; costs a signature check.
-    pub(super) fn check_cert(
-        &self,
+    /// Checks its certificate, if it has one, and takes the agent's key out of it; costs a signature check.
+    pub(super) fn take_cert(
+        &mut self,
         federation: FederationId,
         key: &PublicKey,
-    ) -> Result<Option<AgentCert>, MergeError> {
+    ) -> Result<Option<PublicKey>, MergeError> {
         let Some(bytes) = &self.cert else { return Ok(None) };
         let fault = MergeError::BadCert { author: self.author };
         let Ok(cert) = Unverified::<AgentCert>::parse(bytes, Scope::Federation(federation)) else {
@@ -101,10 +102,9 @@ impl AgentRecord {
             && claim.not_before_ms <= self.time_ms.saturating_add(CLOCK_SKEW_MS_MAX)
             && claim.until_ms >= self.expires_ms
             && self.capabilities.iter().all(|capability| claim.capabilities.contains(&capability.name));
-        match cert.verify(key) {
-            Ok(cert) if covers => Ok(Some((*cert).clone())),
-            _ => Err(fault),
-        }
+        let cert = cert.verify(key).ok().filter(|_| covers).ok_or(fault)?;
+        self.cert = Some(ByteBuf::new());
+        Ok(Some(cert.agent_key))
     }
 }
 
