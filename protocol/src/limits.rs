@@ -154,6 +154,12 @@ pub const RECORD_EVERY_MS_PER_AUTHOR: u64 = 1_000;
 pub const LINKS_IN_RECORD_MAX: usize = 64;
 /// Hops a link record travels.
 pub const LINK_RECORD_HOPS_MAX: u8 = 3;
+/// Longest message of a set reconciliation.
+pub const RECONCILE_BYTES_MAX: usize = 64 * 1024;
+/// Rounds one reconciliation takes at most: enough for a hundred thousand differences.
+pub const RECONCILE_ROUNDS_MAX: u32 = 64;
+/// Items asked for by name in one request.
+pub const FETCH_NAMES_MAX: usize = 2_048;
 /// Most words of a query, and of a record that are searched.
 pub const QUERY_TERMS_MAX: usize = 64;
 /// Longest query.

@@ -11,6 +11,7 @@
 
 pub mod accounts;
 pub mod merge;
+pub mod reconcile;
 pub mod record;
 pub mod search;
 
