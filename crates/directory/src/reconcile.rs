@@ -28,7 +28,7 @@ pub enum ReconcileError {
 }
 
 /// An immutable, ordered set. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Set(Arc<[(u64, Name)]>);
 
 impl Set {

@@ -1,9 +1,9 @@
 //! Engines that talk to each other only through the bytes they would put on the wire.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use kos_directory::{AgentCert, AgentRecord, Entry, NodeRecord, Slot};
+use kos_directory::{AgentCert, AgentRecord, Entry, Kind, NodeRecord, Slot, reconcile};
 use kos_engine::{
-    Federation, Item, Output, PublishError, Refusal, Stamp, Table, Verdict, WelcomeError, item,
+    Federation, Input, Item, Output, PublishError, Refusal, Stamp, Table, Verdict, WelcomeError, item,
 };
 use kos_governance::{
     act::{Action, Admit, Role},
@@ -102,7 +102,7 @@ impl Node {
                     self.draws += 1;
                     let random = sha256(&[self.person.seed, self.draws].map(u64::to_be_bytes).concat());
                     let secret = self.sign(self.federation.draft_secret(random));
-                    self.federation.secret_drawn(now, &secret);
+                    self.federation.handle(now, Input::Secret(secret.bytes()));
                 }
                 Output::RecordRotation(action) => {
                     // Refused when it was overtaken by other news before it was carried out.
@@ -117,7 +117,7 @@ impl Node {
 
     fn act(&mut self, now: Timestamp, action: &Action) -> Result<(), ActError> {
         let act = self.sign(self.federation.draft_act(now, action)?);
-        self.federation.acted(now, &act).unwrap();
+        self.federation.handle(now, Input::Acted(&act)).acted().unwrap();
         Ok(())
     }
 
@@ -161,12 +161,13 @@ impl Node {
             relays: Vec::new(),
             version: semver::Version::new(0, 1, 0),
             features: Vec::new(),
+            left: false,
         }
     }
 
     fn publish(&mut self, now: Timestamp) -> Result<(), PublishError> {
         let record = self.sign(self.node_record(now));
-        self.federation.publish(now, &record)
+        self.federation.handle(now, Input::Published((&record).into())).published()
     }
 
     fn standing(&self, member: MemberId) -> Option<Standing> {
@@ -184,19 +185,38 @@ impl Node {
     }
 }
 
+/// Everything an engine has.
+fn set_of(federation: &Federation) -> reconcile::Set {
+    federation.clone().set()
+}
+
+/// What `b` lacks and `a` has.
+fn missing(a: &mut Node, b: &mut Node) -> Vec<Vec<u8>> {
+    let theirs = a.federation.set();
+    let (mut initiator, first) = reconcile::Initiator::new(b.federation.set());
+    let (mut message, mut items) = (Some(first), Vec::new());
+    while let Some(asked) = message {
+        let step = initiator.step(&reconcile::respond(&theirs, &asked).unwrap()).unwrap();
+        items.extend(a.federation.items(&step.need, 1 << 20));
+        message = step.message;
+    }
+    items
+}
+
 /// One catch-up in both directions; returns how many items were news. Secrets are exchanged as in a session.
 fn catch_up(now: Timestamp, a: &mut Node, b: &mut Node) -> usize {
     let mut news = 0;
     for _ in 0..2 {
-        let known: BTreeSet<_> = b.federation.inventory().into_iter().collect();
-        for bytes in a.federation.missing(&known, 1 << 20) {
-            news += usize::from(b.federation.heard(now, &bytes) == Verdict::New);
+        for bytes in missing(a, b) {
+            news += usize::from(
+                b.federation.handle(now, Input::Heard { from: None, item: &bytes }) == Verdict::New,
+            );
         }
         if b.standing(b.person.id()) == Some(Standing::Active)
             && let Some(secret) = a.federation.secret()
         {
             let secret = secret.bytes().to_vec();
-            b.federation.heard_secret(now, &secret);
+            b.federation.handle(now, Input::Secret(&secret));
         }
         b.drain(now);
         std::mem::swap(a, b);
@@ -270,7 +290,7 @@ fn a_newcomer_joins_with_a_code_and_both_list_each_other() {
     let joined = Federation::welcomed(now(), cellar.id(), expected, &reply).unwrap();
     assert_eq!(joined.roster(), attic.federation.roster());
     assert_eq!(joined.secret(), attic.federation.secret());
-    assert_eq!(joined.inventory(), attic.federation.inventory());
+    assert_eq!(set_of(&joined), set_of(&attic.federation));
     let stranger = Person::new(3).id();
     let refused = Federation::welcomed(now(), stranger, expected, &reply).unwrap_err();
     assert_eq!(refused, WelcomeError::NotAdmitted);
@@ -311,7 +331,7 @@ fn a_removal_closes_out_and_draws_a_new_secret() {
     // The others follow, however often the expelled one offers the old secret or a record of its own.
     while catch_up(now(), &mut ann, &mut bob) > 0 {}
     assert_eq!(bob.federation.secret(), Some(&new));
-    assert_eq!(bob.federation.heard_secret(now(), old.bytes()), Verdict::Known);
+    assert_eq!(bob.federation.handle(now(), Input::Secret(&old.bytes())), Verdict::Known);
     cem.publish(at(1)).unwrap();
     catch_up(now(), &mut cem, &mut bob);
     assert_eq!(bob.federation.directory().stats().records, 0);
@@ -328,13 +348,17 @@ fn if_the_remover_draws_no_secret_the_next_steward_does() {
     ann.act(now(), &Action::Suspend { member: cem.person.id(), why: String::new() }).unwrap();
     let act = ann.federation.acts().in_order().last().unwrap().0.bytes().to_vec();
     // Ann stops before it draws; bob hears of the act only.
-    assert_eq!(bob.federation.heard(now(), &Item::new(item::ACT, &act).to_bytes()), Verdict::New);
+    assert_eq!(
+        bob.federation
+            .handle(now(), Input::Heard { from: None, item: &Item::new(item::ACT, &act).to_bytes() }),
+        Verdict::New
+    );
     let outputs = bob.drain(now());
     assert_eq!(changes(&outputs)[0].suspended, [cem.person.id()]);
     assert!(!outputs.contains(&Output::DrawSecret));
     let due_ms = bob.federation.next_deadline_ms(now());
     assert!((1..=60_000).contains(&due_ms));
-    bob.federation.deadline_reached(at(due_ms));
+    bob.federation.handle(at(due_ms), Input::DeadlineReached);
     assert!(bob.drain(at(due_ms)).contains(&Output::DrawSecret));
     assert_eq!(bob.federation.secret().unwrap().epoch, 1);
     // And ann, back again, takes it over instead of its own.
@@ -365,7 +389,7 @@ fn a_secret_comes_from_stewards_only_and_is_not_ahead_of_the_removals() {
         signed(draft(&bob, 0), &cem),
         vec![1],
     ] {
-        assert_eq!(ann.federation.heard_secret(now(), &bytes), Verdict::Refused(Refusal::Secret));
+        assert_eq!(ann.federation.handle(now(), Input::Secret(&bytes)), Verdict::Refused(Refusal::Secret));
     }
     assert_eq!(ann.federation.stats().refused.get("secret"), Some(&4));
 }
@@ -377,7 +401,7 @@ fn a_new_key_is_recorded_by_a_steward_and_old_records_go() {
     cem.drain(now());
     while catch_up(now(), &mut cem, &mut ann) > 0 {}
     cem.person.rotate();
-    cem.federation.rotated(now(), &cem.person.log).unwrap();
+    cem.federation.handle(now(), Input::Rotated(&cem.person.log)).taken().unwrap();
     let outputs = cem.drain(now());
     assert_eq!(changes(&outputs)[0].rotated, [cem.person.id()]);
     assert!(outputs.iter().any(|output| matches!(output, Output::Broadcast(_))));
@@ -386,7 +410,7 @@ fn a_new_key_is_recorded_by_a_steward_and_old_records_go() {
 
     while catch_up(at(5), &mut cem, &mut ann) + catch_up(at(5), &mut ann, &mut bob) > 0 {}
     assert_eq!(ann.federation.acts().unrecorded().count(), 0, "the most senior steward recorded it");
-    assert_eq!(bob.federation.inventory(), cem.federation.inventory());
+    assert_eq!(set_of(&bob.federation), set_of(&cem.federation));
     let key_seq = bob.federation.directory().node(at(5), cem.person.id()).unwrap().entry.key_seq;
     assert_eq!(key_seq, 1);
     let known = bob.federation.roster().by_key(&cem.person.key().public());
@@ -394,7 +418,7 @@ fn a_new_key_is_recorded_by_a_steward_and_old_records_go() {
 
     // A steward records its own, and acts with the new key right after.
     bob.person.rotate();
-    bob.federation.rotated(now(), &bob.person.log).unwrap();
+    bob.federation.handle(now(), Input::Rotated(&bob.person.log)).taken().unwrap();
     let outputs = bob.drain(now());
     assert!(outputs.iter().any(|output| matches!(output, Output::RecordRotation(_))));
     bob.act(now(), &Action::Suspend { member: cem.person.id(), why: String::new() }).unwrap();
@@ -411,11 +435,10 @@ fn a_second_machine_with_the_same_keys_is_noticed() {
     twin.publish(at(1)).unwrap();
     twin.drain(at(1));
     catch_up(at(1), &mut twin, &mut ann);
-    let known: BTreeSet<_> = bob.federation.inventory().into_iter().collect();
-    for bytes in ann.federation.missing(&known, 1 << 20) {
-        bob.federation.heard(at(1), &bytes);
+    for bytes in missing(&mut ann, &mut bob) {
+        bob.federation.handle(at(1), Input::Heard { from: None, item: &bytes });
     }
-    let slot = Slot { author: bob.person.id(), kind: "node-record".to_owned(), name: String::new() };
+    let slot = Slot::only(bob.person.id(), Kind::Node);
     assert!(bob.drain(at(1)).contains(&Output::SeenMyself(slot)));
 }
 
@@ -437,7 +460,8 @@ fn an_own_record_from_before_a_restart_only_raises_the_number() {
     assert!(!outputs.iter().any(|output| matches!(output, Output::SeenMyself(_))));
     let mut again = bob.node_record(now());
     again.seq = 3;
-    let refused = bob.federation.publish(now(), &bob.sign(again));
+    let again = bob.sign(again);
+    let refused = bob.federation.handle(now(), Input::Published((&again).into())).published();
     assert_eq!(refused, Err(PublishError::Outdated));
 }
 
@@ -446,15 +470,15 @@ fn what_was_persisted_restores_the_same_federation() {
     let (mut ann, _, mut cem) = household();
     cem.publish(now()).unwrap();
     let later = Item::new("moon-phase", b"full").to_bytes();
-    assert_eq!(cem.federation.heard(now(), &later), Verdict::New);
+    assert_eq!(cem.federation.handle(now(), Input::Heard { from: None, item: &later }), Verdict::New);
     cem.drain(now());
     cem.person.rotate();
-    cem.federation.rotated(now(), &cem.person.log).unwrap();
+    cem.federation.handle(now(), Input::Rotated(&cem.person.log)).taken().unwrap();
     cem.publish(at(1)).unwrap();
     cem.drain(at(1));
     let restored = cem.restarted(at(1));
     assert_eq!(restored.federation.roster(), cem.federation.roster());
-    assert_eq!(restored.federation.inventory(), cem.federation.inventory());
+    assert_eq!(set_of(&restored.federation), set_of(&cem.federation));
     assert_eq!(restored.federation.secret(), cem.federation.secret());
     assert_eq!(catch_up(at(1), &mut restored.clone(), &mut cem), 0);
     catch_up(at(1), &mut cem, &mut ann);
@@ -500,12 +524,12 @@ fn an_agent_is_published_found_and_expires() {
         protocol: "http".to_owned(),
     };
     let record = cem.sign(record);
-    cem.federation.publish(now(), &record).unwrap();
+    cem.federation.handle(now(), Input::Published((&record).into())).published().unwrap();
     cem.drain(now());
     catch_up(now(), &mut cem, &mut ann);
     assert!(ann.federation.directory().agent(now(), cem.person.id(), &agent).is_some());
     assert_eq!(cem.restarted(now()).federation.own_agents().count(), 1);
-    ann.federation.deadline_reached(at(HOUR_MS));
+    ann.federation.handle(at(HOUR_MS), Input::DeadlineReached);
     let outputs = ann.drain(at(HOUR_MS));
     assert!(outputs.iter().any(|output| matches!(output, Output::Forget { table: Table::Records, .. })));
     assert!(ann.federation.directory().agent(at(HOUR_MS), cem.person.id(), &agent).is_none());
@@ -527,7 +551,7 @@ fn a_membership_that_ends_by_date_is_told_when_it_does() {
     ann.act(now(), &Action::Admit(Box::new(admit))).unwrap();
     ann.drain(now());
     assert_eq!(ann.federation.next_deadline_ms(now()), 5_000);
-    ann.federation.deadline_reached(at(5_000));
+    ann.federation.handle(at(5_000), Input::DeadlineReached);
     assert_eq!(changes(&ann.drain(at(5_000)))[0].removed, [dan.id()]);
 }
 
@@ -538,12 +562,12 @@ fn items_of_later_versions_are_kept_up_to_a_bound_that_everybody_draws_alike() {
         .map(|n| Item::new("moon-phase", &n.to_be_bytes()).to_bytes())
         .collect();
     for bytes in &items {
-        ann.federation.heard(now(), bytes);
+        ann.federation.handle(now(), Input::Heard { from: None, item: &bytes });
     }
     for bytes in items.iter().rev() {
-        bob.federation.heard(now(), bytes);
+        bob.federation.handle(now(), Input::Heard { from: None, item: &bytes });
     }
-    assert_eq!(ann.federation.inventory(), bob.federation.inventory());
+    assert_eq!(set_of(&ann.federation), set_of(&bob.federation));
     ann.drain(now());
     let kept = ann.store.keys().filter(|(table, _)| *table == Table::Unknown).count();
     assert_eq!(kept, UNKNOWN_ITEMS_MAX);
@@ -573,12 +597,16 @@ fn hostile_items_are_refused_and_counted_by_reason() {
         (Item::new(NodeRecord::KIND, record.bytes()).to_bytes(), "record_not_an_author", false),
         (Item::new(NodeRecord::KIND, forged.bytes()).to_bytes(), "record_signature", true),
     ];
-    let before = ann.federation.inventory();
+    let before = set_of(&ann.federation);
     for (bytes, label, hostile) in cases {
-        let Verdict::Refused(refusal) = ann.federation.heard(now(), &bytes) else { panic!("{label}") };
+        let Verdict::Refused(refusal) =
+            ann.federation.handle(now(), Input::Heard { from: None, item: &bytes })
+        else {
+            panic!("{label}")
+        };
         assert_eq!((refusal.label(), refusal.is_hostile()), (label, hostile));
     }
-    assert_eq!(ann.federation.inventory(), before);
+    assert_eq!(set_of(&ann.federation), before);
     assert_eq!(ann.federation.stats().refused.get("item_malformed"), Some(&4));
     assert_eq!(ann.drain(now()), []);
 }
@@ -641,7 +669,7 @@ proptest! {
                 Deed::Rotate => {
                     nodes[who].person.rotate();
                     let log = nodes[who].person.log.clone();
-                    nodes[who].federation.rotated(now, &log).unwrap();
+                    nodes[who].federation.handle(now, Input::Rotated(&log)).taken().unwrap();
                     None
                 }
                 Deed::Publish => {
@@ -655,7 +683,7 @@ proptest! {
                 }
                 Deed::CatchUp(_) => None,
                 Deed::Wait => {
-                    nodes[who].federation.deadline_reached(now);
+                    nodes[who].federation.handle(now, Input::DeadlineReached);
                     None
                 }
             };
@@ -675,7 +703,7 @@ proptest! {
                 news += catch_up(now, one, other);
             }
             for node in &mut nodes {
-                node.federation.deadline_reached(now);
+                node.federation.handle(now, Input::DeadlineReached);
                 news += node.drain(now).len();
             }
             quiet = news == 0;
@@ -686,7 +714,7 @@ proptest! {
         prop_assert!(quiet, "they never stop telling each other news");
         for node in &nodes[1..] {
             prop_assert_eq!(node.federation.roster(), nodes[0].federation.roster());
-            prop_assert_eq!(node.federation.inventory(), nodes[0].federation.inventory());
+            prop_assert_eq!(set_of(&node.federation), set_of(&nodes[0].federation));
         }
         let active = |node: &&Node| node.standing(node.person.id()) == Some(Standing::Active);
         let secrets: BTreeSet<_> =
@@ -698,18 +726,18 @@ proptest! {
         }
         for node in &nodes {
             let restored = node.restarted(at(HOUR_MS / 2 + 20 * 60_000));
-            prop_assert_eq!(restored.federation.inventory(), node.federation.inventory());
+            prop_assert_eq!(set_of(&restored.federation), set_of(&node.federation));
         }
     }
 
     #[test]
     fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), kind in "[a-z-]{0,20}") {
         let mut node = Node::founder(1);
-        node.federation.heard(now(), &bytes);
+        node.federation.handle(now(), Input::Heard { from: None, item: &bytes });
         for kind in [kind.as_str(), item::ACT, item::KEY_LOG, NodeRecord::KIND] {
-            node.federation.heard(now(), &Item::new(kind, &bytes).to_bytes());
+            node.federation.handle(now(), Input::Heard { from: None, item: &Item::new(kind, &bytes).to_bytes() });
         }
-        node.federation.heard_secret(now(), &bytes);
+        node.federation.handle(now(), Input::Secret(&bytes));
         let _ = JoinReply::decode(&bytes);
         let _ = JoinRequest::decode(&bytes);
         node.drain(now());

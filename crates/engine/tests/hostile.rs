@@ -14,8 +14,8 @@ mod dice;
 mod memory;
 
 use dice::{corpus, dice};
-use kos_directory::{AgentCert, Authors, Directory};
-use kos_engine::{Federation, Item, Table};
+use kos_directory::{AgentCert, Authors, Directory, Source};
+use kos_engine::{Federation, Input, Item, Table};
 use kos_governance::{
     act::{Act, Action},
     acts::Acts,
@@ -64,7 +64,7 @@ fn federation() -> Federation {
     let founder = genesis.charter().roster[0].member;
     let mut federation = Federation::new(NOW, genesis, founder);
     for act in acts {
-        federation.heard(NOW, &Item::new("act", &act).to_bytes());
+        federation.handle(NOW, Input::Heard { from: None, item: &Item::new("act", &act).to_bytes() });
     }
     federation
 }
@@ -82,6 +82,10 @@ struct Anybody(PublicKey);
 impl Authors for Anybody {
     fn key_of(&self, _: &MemberId, _: u64) -> Option<PublicKey> {
         Some(self.0)
+    }
+
+    fn is_author(&self, _: &MemberId) -> bool {
+        true
     }
 }
 
@@ -204,7 +208,7 @@ const DECODERS: [Decoder; 17] = [
         name: "discovery secret into the federation",
         limit: 512,
         factor: COPIES,
-        run: |target, bytes| drop(target.federation.heard_secret(NOW, bytes)),
+        run: |target, bytes| drop(target.federation.handle(NOW, Input::Secret(&bytes))),
     },
     Decoder {
         name: "agent certificate",
@@ -218,7 +222,7 @@ const DECODERS: [Decoder; 17] = [
         factor: LISTS,
         run: |target, bytes| {
             for kind in ["node-record", "agent-record", "tower-record"] {
-                let _ = target.directory.merge(NOW, kind, bytes, &target.authors);
+                let _ = target.directory.merge(NOW, Source::Heard, kind, bytes, &target.authors);
             }
         },
     },
@@ -228,7 +232,7 @@ const DECODERS: [Decoder; 17] = [
         limit: ITEM_BYTES_MAX,
         factor: LISTS,
         run: |target, bytes| {
-            target.federation.heard(NOW, bytes);
+            target.federation.handle(NOW, Input::Heard { from: None, item: &bytes });
             while target.federation.poll_output().is_some() {}
         },
     },
@@ -241,7 +245,9 @@ const DECODERS: [Decoder; 17] = [
                 return; // The item around it would be the test's own.
             }
             for kind in ["act", "key-log", "node-record", "agent-record", "tower-record", "poem"] {
-                target.federation.heard(NOW, &Item::new(kind, bytes).to_bytes());
+                target
+                    .federation
+                    .handle(NOW, Input::Heard { from: None, item: &Item::new(kind, bytes).to_bytes() });
             }
             while target.federation.poll_output().is_some() {}
         },
@@ -418,7 +424,7 @@ fn no_altered_object_is_taken() {
             _ => {
                 let id = FederationId::from_bytes(unhex(&object["federation"]).try_into().unwrap());
                 let kind = object["kind"].as_str().unwrap();
-                Directory::new(id).merge(NOW, kind, &bytes, &Anybody(key)).is_ok()
+                Directory::new(id).merge(NOW, Source::Heard, kind, &bytes, &Anybody(key)).is_ok()
             }
         };
         assert!(!taken, "round {round}: {domain}: {bytes:02x?}");

@@ -2,7 +2,7 @@
 //! `cargo test -p kos-protocol --test vectors` makes them, without any of this code.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_types, clippy::disallowed_methods)]
 
-use kos_engine::{Federation, Item, Verdict};
+use kos_engine::{Federation, Input, Item, Verdict};
 use kos_governance::{genesis::Genesis, join::JoinReply};
 use kos_protocol::{
     id::{FederationId, MemberId},
@@ -51,11 +51,14 @@ fn secrets() {
             let mut federation = founded(vector);
             for act in vector["before"].as_array().unwrap() {
                 let item = Item::new("act", &unhex(act)).to_bytes();
-                assert_eq!(federation.heard(now(vector), &item), Verdict::New);
+                assert_eq!(
+                    federation.handle(now(vector), Input::Heard { from: None, item: &item }),
+                    Verdict::New
+                );
             }
             federation
         });
-        federation.heard_secret(now(vector), &unhex(&vector["envelope"]));
+        federation.handle(now(vector), Input::Secret(&unhex(&vector["envelope"])));
         let used = federation.secret().map(|secret| data_encoding::HEXLOWER.encode(secret.id().as_bytes()));
         assert_eq!(json!(used), vector["used"], "{}", vector["name"]);
     }
@@ -71,8 +74,15 @@ fn items() {
         assert_eq!(item.kind, vector["kind"].as_str().unwrap());
         assert_eq!(item.body[..], unhex(&vector["body"]));
         let mut federation = founded(vector);
-        assert_eq!(federation.heard(now(vector), &bytes), Verdict::New, "{}", vector["name"]);
-        assert_eq!(federation.inventory(), [<[u8; 32]>::try_from(unhex(&vector["called"])).unwrap()]);
-        assert_eq!(federation.missing(&Default::default(), 0), [bytes], "{}", vector["name"]);
+        assert_eq!(
+            federation.handle(now(vector), Input::Heard { from: None, item: &bytes }),
+            Verdict::New,
+            "{}",
+            vector["name"]
+        );
+        let called = <[u8; 32]>::try_from(unhex(&vector["called"])).unwrap();
+        let names: Vec<_> = federation.set().after(None).iter().map(|(_, name)| *name).collect();
+        assert_eq!(names, [called]);
+        assert_eq!(federation.items([&called], 0), [bytes], "{}", vector["name"]);
     }
 }

@@ -1,0 +1,124 @@
+//! Records: what others publish, and what this node does.
+
+use super::{Federation, Origin, RosterAuthors};
+use crate::{
+    input::{Check, Checked, Published, Screened},
+    item::Item,
+    output::{Output, Refusal, Stamp, Table, Verdict},
+};
+use kos_directory::{AgentRecord, Claim, Content, Directory, Entry, Kind, Merged, Slot, Source};
+use kos_protocol::{id::MemberId, time::Timestamp};
+
+impl Federation {
+    /// Looks at an item before its signature is checked. What is no record is taken in at once; the signatures of many
+    /// records are then checked on as many threads as there are, outside.
+    pub fn screen(&mut self, now: Timestamp, from: Option<MemberId>, bytes: &[u8]) -> Screened {
+        let item = match Item::parse(bytes) {
+            Ok(item) if item.is_record() => item,
+            Ok(_) => return Screened::Done(self.handle(now, crate::Input::Heard { from, item: bytes })),
+            Err(error) => return Screened::Done(self.count(from, Err(error.into()))),
+        };
+        let looked_at = Claim::parse(self.id(), &item.kind, &item.body).and_then(|claim| {
+            let authors = RosterAuthors(&self.roster);
+            Ok((self.directory.screen(now, Source::Heard, &claim, &authors)?, claim))
+        });
+        match looked_at {
+            Ok((kos_directory::Screened::Known, _)) => Screened::Done(self.count(from, Ok(Verdict::Known))),
+            Ok((kos_directory::Screened::Verify(key), claim)) => Screened::Check(Check { from, claim, key }),
+            Err(error) => Screened::Done(self.count(from, Err(error.into()))),
+        }
+    }
+
+    pub(super) fn take_checked(&mut self, now: Timestamp, checked: Checked) -> Result<Verdict, Refusal> {
+        let record = checked.outcome.inspect_err(|error| self.directory.blame(error))?;
+        let merged = self.directory.insert(now, Source::Heard, record, &RosterAuthors(&self.roster))?;
+        Ok(self.merged(merged, Origin::Outside))
+    }
+
+    pub(super) fn take_record(
+        &mut self,
+        now: Timestamp,
+        item: &Item,
+        origin: Origin,
+    ) -> Result<Verdict, Refusal> {
+        let source = match origin {
+            Origin::Outside => Source::Heard,
+            Origin::Store => Source::Own,
+        };
+        let authors = RosterAuthors(&self.roster);
+        let merged = self.directory.merge(now, source, &item.kind, &item.body, &authors)?;
+        Ok(self.merged(merged, origin))
+    }
+
+    fn merged(&mut self, merged: Merged, origin: Origin) -> Verdict {
+        let Merged::New(record) = merged else { return Verdict::Known };
+        if origin == Origin::Outside {
+            let slot = record.slot().clone();
+            let item = Item::new(record.kind().as_str(), record.bytes()).to_bytes();
+            self.persist(Table::Records, &slot_key(&slot), item);
+            self.outputs.push_back(Output::DirectoryChanged(vec![slot.clone()]));
+            if slot.author == self.me && self.published.contains_key(&slot) {
+                self.outputs.push_back(Output::SeenMyself(slot));
+            }
+        }
+        Verdict::New
+    }
+
+    pub(super) fn published(&mut self, now: Timestamp, own: &Published<'_>) -> Result<Verdict, Refusal> {
+        let authors = RosterAuthors(&self.roster);
+        let merged = self.directory.merge(now, Source::Own, own.kind, own.bytes, &authors)?;
+        let Merged::New(record) = merged else { return Ok(Verdict::Known) };
+        let slot = record.slot().clone();
+        self.published.insert(slot.clone(), (own.seq, own.id));
+        let item = Item::new(own.kind, own.bytes).to_bytes();
+        self.persist(Table::Records, &slot_key(&slot), item.clone());
+        if record.kind().is_global() {
+            self.outputs.push_back(Output::Broadcast(item));
+        }
+        self.outputs.push_back(Output::DirectoryChanged(vec![slot]));
+        Ok(Verdict::New)
+    }
+
+    pub(super) fn drop_records(&mut self, slots: Vec<Slot>) {
+        if slots.is_empty() {
+            return;
+        }
+        let forget = |slot: &Slot| Output::Forget { table: Table::Records, key: slot_key(slot) };
+        self.outputs.extend(slots.iter().map(forget));
+        self.outputs.push_back(Output::DirectoryChanged(slots));
+    }
+
+    /// What a new record of ours begins with. `name` as in [`Slot`]; empty for the node record. `greatest` is the
+    /// greatest number any of our records ever had, as far as the caller remembers: a clock that is behind must not
+    /// make a record older than one that only others still have.
+    pub fn stamp<T: Entry>(&self, now: Timestamp, name: &str, life_ms: u64, greatest: u64) -> Stamp {
+        let kind = Kind::parse(T::KIND).expect("the name of a kind is a word");
+        let slot = Slot { author: self.me, kind, name: name.into() };
+        let last = self.published.get(&slot).map_or(0, |(seq, _)| seq.saturating_add(1));
+        Stamp {
+            author: self.me,
+            key_seq: self.key_seq(),
+            seq: self.directory.next_seq(now, &slot).max(last).max(greatest.saturating_add(1)),
+            time_ms: now.wall_ms,
+            expires_ms: now.wall_ms.saturating_add(life_ms),
+        }
+    }
+
+    /// Agents of this member that its own node has published before, as restored from the store.
+    pub fn own_agents(&self) -> impl Iterator<Item = &AgentRecord> {
+        self.directory.records_of(self.me).filter_map(|record| match record.content() {
+            Content::Agent(agent, Some(_)) => Some(&**agent),
+            _ => None,
+        })
+    }
+
+    /// What nodes, agents and services there are.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+}
+
+/// The key of a record in [`Table::Records`].
+fn slot_key(slot: &Slot) -> Vec<u8> {
+    [slot.author.as_bytes().as_slice(), slot.kind.as_str().as_bytes(), &[0], slot.name.as_bytes()].concat()
+}

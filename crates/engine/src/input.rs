@@ -1,0 +1,82 @@
+//! What goes into a federation: things that happened.
+
+use crate::output::Verdict;
+use kos_directory::{Claim, Entry, MergeError, Record};
+use kos_governance::act::Act;
+use kos_protocol::{
+    id::{MemberId, ObjectId},
+    key::PublicKey,
+    key_log::KeyLog,
+    object::Signed,
+};
+use std::sync::Arc;
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Input<'a> {
+    /// An item came, by gossip, push or catch-up.
+    Heard {
+        /// The member that passed it on, where that is known: what is wrong with it is counted against it.
+        from: Option<MemberId>,
+        /// The item.
+        item: &'a [u8],
+    },
+    /// A record came whose signature was checked elsewhere.
+    Checked(Checked),
+    /// A discovery secret came, given inside a session, or drawn and signed here.
+    Secret(&'a [u8]),
+    /// This node signed an act that [`crate::Federation::draft_act`] drafted.
+    Acted(&'a Signed<Act>),
+    /// A key was rotated: this node's own, or that of a member that we know under an older one and that shows us so.
+    Rotated(&'a KeyLog),
+    /// This node signed a record that begins with [`crate::Federation::stamp`].
+    Published(Published<'a>),
+    /// The time of [`crate::Federation::next_deadline_ms`] has come.
+    DeadlineReached,
+}
+
+/// A record this node signed.
+#[derive(Clone, Copy, Debug)]
+pub struct Published<'a> {
+    pub(crate) kind: &'static str,
+    pub(crate) seq: u64,
+    pub(crate) id: ObjectId,
+    pub(crate) bytes: &'a [u8],
+}
+
+impl<'a, T: Entry> From<&'a Signed<T>> for Published<'a> {
+    fn from(record: &'a Signed<T>) -> Self {
+        Self { kind: T::KIND, seq: record.header().seq, id: record.id(), bytes: record.bytes() }
+    }
+}
+
+/// What is left to do with an item.
+#[derive(Debug)]
+pub enum Screened {
+    /// Nothing.
+    Done(Verdict),
+    /// Its signature is to be checked, on any thread; then it is [`Input::Checked`].
+    Check(Check),
+}
+
+/// A record whose signature is to be checked.
+#[derive(Debug)]
+pub struct Check {
+    pub(crate) from: Option<MemberId>,
+    pub(crate) claim: Claim,
+    pub(crate) key: PublicKey,
+}
+
+impl Check {
+    /// Checks it: one signature, two for an agent.
+    pub fn run(self) -> Checked {
+        Checked { from: self.from, outcome: self.claim.verify(&self.key).map(Arc::new) }
+    }
+}
+
+/// A record whose signature was checked.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    pub(crate) from: Option<MemberId>,
+    pub(crate) outcome: Result<Arc<Record>, MergeError>,
+}
