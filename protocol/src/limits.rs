@@ -68,13 +68,11 @@ pub const SESSIONS_PER_PEER_MAX: usize = 8;
 pub const SESSIONS_UNPROVEN_MAX: usize = 4;
 /// `reset` notices sent in a second, to all peers together; streams of unknown sessions beyond are closed silently.
 pub const RESETS_PER_SECOND: u32 = 50;
-/// Most names in one `kos.sync` request.
-pub const SYNC_HASHES_MAX: usize = 20_000;
-/// Most bytes of items in one answer to `kos.sync`; the caller asks again for more.
-pub const SYNC_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most bytes of items in one answer to `kos.fetch`; the caller asks again for more.
+pub const FETCH_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Most bytes of items in one `kos.push`; what does not fit comes by gossip and catch-up.
 pub const PUSH_BYTES_MAX: usize = 512 * 1024;
-/// Bodies of `kos.sync` and `kos.push` of one member that are taken at once; each is whole in memory at its end.
+/// Bodies of `kos.reconcile`, `kos.fetch` and `kos.push` of one member that are taken at once; each is whole in memory at its end.
 pub const BULK_PER_MEMBER: usize = 2;
 /// Those that wait for their turn, unread. More are answered `rate-limited`.
 pub const BULK_WAITING_MAX: usize = 16;
@@ -151,7 +149,7 @@ pub const RECORDS_BURST_PER_AUTHOR: u32 = 512;
 /// it later.
 pub const RECORD_EVERY_MS_PER_AUTHOR: u64 = 1_000;
 /// Links one record names.
-pub const LINKS_IN_RECORD_MAX: usize = 64;
+pub const LINKS_IN_RECORD_MAX: usize = 32;
 /// Hops a link record travels.
 pub const LINK_RECORD_HOPS_MAX: u8 = 3;
 /// Longest message of a set reconciliation.

@@ -267,8 +267,8 @@ impl Directory {
     ) -> Result<Screened, MergeError> {
         let (slot, key_seq) = (claim.slot(), claim.key_seq());
         let author = slot.author;
-        let key = authors.key_of(&author, key_seq).ok_or(MergeError::NotAnAuthor { author, key_seq })?;
         claim.check_times(now)?;
+        let key = authors.key_of(&author, key_seq).ok_or(MergeError::NotAnAuthor { author, key_seq })?;
         // Which of two with one number wins, only their ids can tell, and those are known when they are verified.
         if self.get(slot).is_some_and(|old| old.seq() > claim.seq() || old.bytes() == claim.bytes()) {
             self.known += 1;

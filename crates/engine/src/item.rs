@@ -1,5 +1,9 @@
 //! What spreads through a federation.
 
+mod pack;
+
+pub use pack::{Packed, pack, unpack};
+
 use kos_protocol::{
     cbor::{self, DecodeError},
     key_log::KeyLog,

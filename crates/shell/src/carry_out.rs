@@ -10,7 +10,8 @@ use crate::{
     tables::INDEX_ITEMS,
     wire::peer_of,
 };
-use kos_engine::{Output, RosterChange, Table};
+use kos_directory::Kind;
+use kos_engine::{Input, Output, RosterChange, Table};
 use kos_governance::{
     act::{Action, Role},
     secret::day_of,
@@ -65,7 +66,7 @@ impl Runtime {
                 Output::Broadcast(bytes) => self.broadcast(id, bytes),
                 Output::RosterChanged(change) => self.roster_changed(id, &change),
                 Output::DirectoryChanged(slots) => {
-                    for slot in slots.iter().filter(|slot| slot.kind == "node-record") {
+                    for slot in slots.iter().filter(|slot| slot.kind == Kind::Node) {
                         self.addresses_changed(id, &slot.author);
                     }
                     self.0.app.changed(Change::Directory);
@@ -248,7 +249,7 @@ impl Runtime {
         self.0.state.with(id, |federation| {
             let draft = federation.draft_secret(random);
             match Signed::sign(draft, Scope::Federation(*id), identity.secret()) {
-                Ok(secret) => drop(federation.secret_drawn(now, &secret)),
+                Ok(secret) => drop(federation.handle(now, Input::Secret(secret.bytes()))),
                 Err(error) => tracing::warn!(%error, "no discovery secret"),
             }
         });
@@ -270,7 +271,7 @@ impl Runtime {
             .with(id, |federation| {
                 let draft = federation.draft_act(now, action)?;
                 let act = Signed::sign(draft, Scope::Federation(*id), identity.secret())?;
-                federation.acted(now, &act)?;
+                federation.handle(now, Input::Acted(&act)).acted()?;
                 Ok(kos_engine::Item::new(kos_engine::item::ACT, act.bytes()).to_bytes())
             })
             .ok_or(ActFailed::NotInFederation)?

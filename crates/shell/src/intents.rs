@@ -5,9 +5,11 @@ use serde_bytes::ByteBuf;
 
 /// Answers at once: liveness and round-trip time at KLP's level. Replay-safe.
 pub const PING: &str = "kos.ping";
-/// Catch-up: the request's body is the hashes of what the caller has, the answer's the items it lacks. Replay-safe.
-pub const SYNC: &str = "kos.sync";
-/// Gives items and the newest secret to a member, unasked: its body is like an answer to [`SYNC`]. Replay-safe.
+/// A step of a set reconciliation: the body is a message of the caller, the answer's that of the callee. Replay-safe.
+pub const RECONCILE: &str = "kos.reconcile";
+/// Asks for items, by name or from a place on. Replay-safe.
+pub const FETCH: &str = "kos.fetch";
+/// Gives items and the newest secret to a member, unasked. Replay-safe.
 pub const PUSH: &str = "kos.push";
 /// A member asks a steward to be let go.
 pub const LEAVE: &str = "kos.leave";
@@ -26,21 +28,68 @@ pub const FOR_STRANGERS: [&str; 3] = [HELLO, JOIN, CLAIM];
 
 /// Whether executing a request of this intent twice does no harm.
 pub fn is_replay_safe(intent: &str) -> bool {
-    matches!(intent, PING | SYNC | PUSH | HELLO)
+    matches!(intent, PING | RECONCILE | FETCH | PUSH | HELLO)
 }
 
-/// Bytes of one hash in a `kos.sync` request.
-pub const HASH_BYTES: usize = 32;
-
-/// The head of an answer to [`SYNC`], and of a [`PUSH`].
+/// The head of a [`PUSH`], and of an answer to [`FETCH`]: the body has items, see `kos_engine::item::pack`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SyncReply {
+pub struct Items {
+    /// The kinds of the items, by number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kinds: Vec<String>,
+    /// Whether there are more than these. In a push: reconcile with the caller.
+    #[serde(default)]
+    pub more: bool,
     /// The newest discovery secret, as a signed object; for active members only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<ByteBuf>,
-    /// Items follow in the body, each after its length in two bytes; when `more`, not all of them.
+}
+
+/// The head of an answer to [`PUSH`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stored {
+    /// How many of the items the callee has now, those that it had before included.
     #[serde(default)]
-    pub more: bool,
+    pub stored: u64,
+}
+
+/// The head of an answer to [`RECONCILE`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reconciled {
+    /// How many items the callee has.
+    #[serde(default)]
+    pub count: u64,
+    /// As in [`Items`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<ByteBuf>,
+}
+
+/// The head of a [`FETCH`]. Without a body, which names items, it asks for everything behind a place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetch {
+    /// The last one the caller has; none from the beginning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Place>,
+}
+
+/// Where an item stands among all, see `kos_engine::Federation::set`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The order.
+    pub order: u64,
+    /// The name.
+    pub name: serde_bytes::ByteArray<32>,
+}
+
+/// The head of an answer to [`FETCH`] that asked for what is behind a place. The kinds and so on are those of [`Items`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetched {
+    /// As in [`Items`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kinds: Vec<String>,
+    /// The place of the last item; none where there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<Place>,
 }
 
 /// The answer to [`JOIN`] and [`CLAIM`] when it is no: in the text of the end, as one word of

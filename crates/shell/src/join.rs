@@ -8,9 +8,10 @@ use crate::{
     options::NodeRole,
     runtime::Runtime,
     state::{State, lock},
+    sync::More,
     tables::{INDEX_ITEMS, INVITES, LEDGER_ITEMS},
 };
-use kos_engine::{Federation, WelcomeError};
+use kos_engine::{Federation, Input, WelcomeError};
 use kos_governance::{
     act::{Action, Admit, Role},
     acts::ActError,
@@ -293,7 +294,7 @@ impl Runtime {
         for id in &ids {
             let now = self.0.state.now();
             self.push_to_all(id, vec![item.clone()]).await;
-            self.0.state.with(id, |federation| federation.rotated(now, &log));
+            self.0.state.with(id, |federation| federation.handle(now, Input::Rotated(&log)));
         }
         self.0.state.set_identity(identity);
         for id in &ids {
@@ -652,7 +653,7 @@ impl Runtime {
         let now = self.0.state.now();
         let is_taken = self.0.state.with(id, |federation| {
             let is_active = federation.roster().active_member(&log.member()).is_some();
-            is_active && federation.rotated(now, log).is_ok()
+            is_active && federation.handle(now, Input::Rotated(log)).taken().is_ok()
         });
         if is_taken != Some(true) || self.settle(id).await.is_err() {
             return false;
@@ -833,7 +834,7 @@ impl Runtime {
         // The removed one hears it from us while its session still stands.
         if let Some(key) = key.flatten().filter(|key| others.contains(key)) {
             // Without the secret: another task may have drawn the one that it must not have.
-            let farewell = self.push(id, key, std::slice::from_ref(&item), None);
+            let farewell = self.push(id, key, std::slice::from_ref(&item), None, More::None);
             let _ = tokio::time::timeout(FAREWELL, farewell).await;
         }
         self.settle(id).await?;

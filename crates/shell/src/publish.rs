@@ -8,8 +8,8 @@ use crate::{
     tables::AGENT_KEYS,
     wire::peer_of,
 };
-use kos_directory::{AgentCert, AgentRecord, Capability, NodeRecord};
-use kos_engine::Stamp;
+use kos_directory::{AgentCert, AgentRecord, Capability, Kind, NodeRecord, Slot};
+use kos_engine::{Input, Stamp};
 use kos_governance::act::Role;
 use kos_mesh::{Multiaddr, Snapshot, multiaddr::Protocol as Part};
 use kos_protocol::{
@@ -121,19 +121,18 @@ impl Runtime {
                 relays,
                 version: own_version(),
                 features,
+                left: false,
             };
             let record = Signed::sign(record, Scope::Federation(*id), identity.secret())?;
-            federation.publish(now, &record)?;
+            federation.handle(now, Input::Published((&record).into())).published()?;
             self.keep_greatest_record(seq);
             Ok::<_, PublishFailed>(())
         });
         published.ok_or(PublishFailed::NotInFederation)??;
         lock(&self.0.published).insert(*id, says);
         let item = state.with(id, |federation| {
-            let record = federation.directory().records().find(|record| {
-                record.header().author == identity.member() && record.kind() == "node-record"
-            })?;
-            Some(kos_engine::Item::new(record.kind(), record.bytes()).to_bytes())
+            let record = federation.directory().get(&Slot::only(identity.member(), Kind::Node))?;
+            Some(kos_engine::Item::new(record.kind().as_str(), record.bytes()).to_bytes())
         });
         self.carry_out(id);
         if let Some(item) = item.flatten() {
@@ -216,7 +215,7 @@ impl Runtime {
                 let stamp = federation.stamp::<AgentRecord>(now, &agent.to_string(), LIFE_MS, greatest);
                 let record = agent_record(&stamp, id, &identity, agent, offer)?;
                 let record = Signed::sign(record, Scope::Federation(*id), identity.secret())?;
-                federation.publish(now, &record)?;
+                federation.handle(now, Input::Published((&record).into())).published()?;
                 self.keep_greatest_record(stamp.seq);
                 items.push(kos_engine::Item::new("agent-record", record.bytes()).to_bytes());
                 Ok::<_, PublishFailed>(())

@@ -15,7 +15,7 @@ use crate::{
     tables::{ADDRESS_BOOK, FEDERATIONS, INDEX_ITEMS, INDEX_VERSION, LEDGER_ITEMS, SETTINGS, WAYS, schema},
     wire::{CarriedWire, MeshWire, OwnWire, boxed, key_of, peer_of, route},
 };
-use kos_engine::{Federation, Table};
+use kos_engine::{Federation, Input, Table};
 use kos_governance::{act::Role, genesis::Genesis};
 use kos_mesh::{
     BookSnapshot, Config, Event, Mesh, PeerId, Protocol, Verdict as GossipVerdict,
@@ -105,8 +105,8 @@ pub(crate) struct Inner {
     pub offers: Mutex<Vec<AgentOffer>>,
     /// The topics we listen to, with the federation each is of.
     pub topics: Mutex<BTreeMap<String, FederationId>>,
-    /// Catch-ups under way.
-    pub syncing: Mutex<BTreeSet<(FederationId, PublicKey)>>,
+    /// Catch-ups under way, and whether another one is to follow.
+    pub syncing: Mutex<BTreeMap<(FederationId, PublicKey), bool>>,
     /// When members were last asked for acts we lacked, in monotonic milliseconds.
     pub asked_for_acts: Mutex<BTreeMap<(FederationId, PublicKey), u64>>,
     /// What federations want kept for good.
@@ -318,7 +318,7 @@ impl Runtime {
             let is_due = self.0.state.with(&id, |federation| {
                 let due = federation.next_deadline_ms(now) <= now.monotonic_ms;
                 if due {
-                    federation.deadline_reached(now);
+                    federation.handle(now, Input::DeadlineReached);
                 }
                 due
             });
@@ -327,7 +327,7 @@ impl Runtime {
             }
             if ticks.is_multiple_of(SYNC_SMALL_S) {
                 self.subscribe(&id).await;
-                let size = self.0.state.with(&id, |federation| federation.inventory().len());
+                let size = self.0.state.with(&id, |federation| federation.set().len());
                 if size.unwrap_or_default() <= SMALL || ticks.is_multiple_of(SYNC_S) {
                     self.sync_with_somebody(&id, ticks / SYNC_SMALL_S);
                 }
@@ -410,7 +410,11 @@ impl Runtime {
     fn take_gossip(&self, topic: &str, bytes: &[u8], from: &PeerId) -> GossipVerdict {
         let Some(id) = lock(&self.0.topics).get(topic).copied() else { return GossipVerdict::Ignore };
         let now = self.0.state.now();
-        let Some(verdict) = self.0.state.with(&id, |federation| federation.heard(now, bytes)) else {
+        let heard = |federation: &mut Federation| {
+            let from = key_of(from).and_then(|key| Some(federation.roster().by_key(&key)?.0));
+            federation.handle(now, Input::Heard { from, item: bytes })
+        };
+        let Some(verdict) = self.0.state.with(&id, heard) else {
             return GossipVerdict::Ignore;
         };
         self.carry_out(&id);
@@ -624,7 +628,7 @@ fn open_state(
         let mut federation = Federation::new(now, genesis, identity.member());
         restore(&mut federation, now, &ledger, &index)?;
         // A rotation that a crash interrupted may be in the key log and not yet in the federation.
-        if let Err(refusal) = federation.rotated(now, identity.log()) {
+        if let Err(refusal) = federation.handle(now, Input::Rotated(identity.log())).taken() {
             tracing::warn!(%refusal, "the own key log does not fit this federation");
         }
         federation.start(now);

@@ -2,18 +2,21 @@
 
 use crate::{
     app::App,
-    intents::{self, SyncReply, join_error_word},
+    intents::{self, Fetch, Fetched, Items, Place, Reconciled, Stored, join_error_word},
     runtime::Runtime,
-    sync::{names, pack},
 };
-use kos_engine::Item;
+use kos_directory::reconcile::{NAME_BYTES, Name, respond};
+use kos_engine::{
+    Item,
+    item::{Packed, pack, unpack},
+};
 use kos_governance::join::JoinError;
 use kos_mesh::link::{Pending, Refusal, Request, Service, StreamError};
 use kos_protocol::{
     cbor,
     limits::{
-        BULK_MS_MAX, HEAD_BYTES_MAX, JOIN_REPLY_BYTES_MAX, JOIN_REQUEST_BYTES_MAX, PUSH_BYTES_MAX,
-        STRANGER_BYTES_MAX, SYNC_BYTES_MAX, SYNC_HASHES_MAX,
+        BULK_MS_MAX, FETCH_BYTES_MAX, FETCH_NAMES_MAX, HEAD_BYTES_MAX, JOIN_REPLY_BYTES_MAX,
+        JOIN_REQUEST_BYTES_MAX, PUSH_BYTES_MAX, RECONCILE_BYTES_MAX, STRANGER_BYTES_MAX,
     },
     message::{End, ReplyHead, Status},
 };
@@ -80,8 +83,8 @@ impl Service for Intents {
 
 /// Whether an intent is answered here, and not by the application.
 fn is_own(intent: &str) -> bool {
-    use intents::{CLAIM, HELLO, JOIN, LEAVE, PING, PUSH, SYNC};
-    matches!(intent, PING | HELLO | SYNC | PUSH | JOIN | CLAIM | LEAVE)
+    use intents::{CLAIM, FETCH, HELLO, JOIN, LEAVE, PING, PUSH, RECONCILE};
+    matches!(intent, PING | HELLO | RECONCILE | FETCH | PUSH | JOIN | CLAIM | LEAVE)
 }
 
 fn refused(error: JoinError) -> End {
@@ -92,7 +95,7 @@ impl Runtime {
     /// Answers a request whose intent [`is_own`].
     async fn answer(&self, request: Request) -> Result<(), StreamError> {
         match request.head.intent.as_str() {
-            intents::SYNC | intents::PUSH => self.answer_bulk(request).await,
+            intents::RECONCILE | intents::FETCH | intents::PUSH => self.answer_bulk(request).await,
             intents::JOIN => self.answer_join(request).await,
             intents::CLAIM => self.answer_claim(request).await,
             intents::LEAVE => self.answer_leave(request).await,
@@ -110,7 +113,8 @@ impl Runtime {
                 return request.send.end(&End { retry_after_ms: Some(BULK_RETRY_MS), ..busy }).await;
             };
             match request.head.intent.as_str() {
-                intents::SYNC => self.answer_sync(request).await,
+                intents::RECONCILE => self.answer_reconcile(request).await,
+                intents::FETCH => self.answer_fetch(request).await,
                 _ => self.answer_push(request).await,
             }
         };
@@ -120,36 +124,74 @@ impl Runtime {
         })
     }
 
-    async fn answer_sync(&self, mut request: Request) -> Result<(), StreamError> {
+    async fn answer_reconcile(&self, mut request: Request) -> Result<(), StreamError> {
         let id = request.caller.federation;
-        let body = request.recv.read_all(SYNC_HASHES_MAX * intents::HASH_BYTES).await?;
-        let known = names(&body);
-        let answer = self.0.state.with(&id, |federation| {
-            let items = federation.missing(&known, SYNC_BYTES_MAX);
-            let lacking = federation.inventory().iter().filter(|name| !known.contains(*name)).count();
-            let more = items.len() < lacking;
-            (items, more)
-        });
-        let Some((items, more)) = answer else {
+        let message = request.recv.read_all(RECONCILE_BYTES_MAX).await?;
+        let Some(set) = self.0.state.with(&id, |federation| federation.set()) else {
             return request.send.refuse(Status::NotFound, "not in this federation").await;
         };
-        let reply = SyncReply { secret: self.secret_of(&id), more };
-        request.send.reply(&ReplyHead { params: cbor::encode(&reply).into() }, &pack(&items)).await
+        let Ok(answer) = respond(&set, &message) else {
+            return request.send.refuse(Status::Invalid, "a malformed reconciliation").await;
+        };
+        let reply = Reconciled { count: set.len() as u64, secret: self.secret_of(&id) };
+        request.send.reply(&ReplyHead { params: cbor::encode(&reply).into() }, &answer).await
+    }
+
+    async fn answer_fetch(&self, mut request: Request) -> Result<(), StreamError> {
+        let id = request.caller.federation;
+        let asked = cbor::decode_message::<Fetch>(&request.head.params, HEAD_BYTES_MAX);
+        let body = request.recv.read_all(FETCH_NAMES_MAX * NAME_BYTES).await?;
+        let (Ok(asked), (names, [])) = (asked, body.as_chunks::<NAME_BYTES>()) else {
+            return request.send.refuse(Status::Invalid, "a malformed fetch").await;
+        };
+        let (params, body) = match asked.after {
+            None => self.named(&id, names),
+            Some(after) => self.behind(&id, (after.order, after.name.into_array())),
+        };
+        request.send.reply(&ReplyHead { params: params.into() }, &body).await
+    }
+
+    fn named(&self, id: &kos_protocol::id::FederationId, names: &[Name]) -> (Vec<u8>, Vec<u8>) {
+        let items = self.0.state.with(id, |federation| federation.items(names, FETCH_BYTES_MAX));
+        let items = items.unwrap_or_default();
+        let Packed { kinds, body } = pack(&items);
+        let more = items.len() < names.len();
+        (cbor::encode(&Items { kinds, more, secret: None }), body)
+    }
+
+    fn behind(&self, id: &kos_protocol::id::FederationId, after: (u64, Name)) -> (Vec<u8>, Vec<u8>) {
+        let found = self.0.state.with(id, |federation| {
+            let set = federation.set();
+            let rest = set.after((after != (0, [0; NAME_BYTES])).then_some(after));
+            let rest = &rest[..rest.len().min(FETCH_BYTES_MAX / 64)];
+            let items = federation.items(rest.iter().map(|(_, name)| name), FETCH_BYTES_MAX);
+            let last = items.len().checked_sub(1).map(|last| rest[last]);
+            (items, last)
+        });
+        let (items, last) = found.unwrap_or_default();
+        let Packed { kinds, body } = pack(&items);
+        let last = last.map(|(order, name)| Place { order, name: serde_bytes::ByteArray::new(name) });
+        (cbor::encode(&Fetched { kinds, last }), body)
     }
 
     async fn answer_push(&self, mut request: Request) -> Result<(), StreamError> {
-        let Ok(pushed) = cbor::decode_message::<SyncReply>(&request.head.params, HEAD_BYTES_MAX) else {
+        let Ok(pushed) = cbor::decode_message::<Items>(&request.head.params, HEAD_BYTES_MAX) else {
             return request.send.refuse(Status::Invalid, "a malformed push").await;
         };
         let body = request.recv.read_all(PUSH_BYTES_MAX).await?;
-        let id = request.caller.federation;
-        let secret = pushed.secret.as_deref().map(Vec::as_slice);
-        // Whoever pushed knows only those it is linked with; gossip brings it to those behind us.
-        for news in self.take_items(&id, secret, body.into()) {
-            self.broadcast(&id, news.to_vec());
-            self.pass_on(&id, &news);
+        let (id, from) = (request.caller.federation, request.caller.key);
+        if let Some(secret) = pushed.secret.as_deref() {
+            self.take_secret(&id, secret);
         }
-        request.send.reply(&ReplyHead::default(), b"").await
+        let items = unpack(&pushed.kinds, &body).collect();
+        let taken = self.take_items(&id, Some(from), items).await;
+        // Whoever pushed knows only those it is linked with; those behind us hear it from us.
+        self.spread(&id, taken.news).await;
+        if pushed.more {
+            self.sync_soon(id, from);
+        }
+        let reply = Stored { stored: taken.stored };
+        request.send.reply(&ReplyHead { params: cbor::encode(&reply).into() }, b"").await
     }
 
     async fn answer_hello(&self, mut request: Request) -> Result<(), StreamError> {

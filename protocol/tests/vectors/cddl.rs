@@ -120,7 +120,13 @@ fn the_cddl_describes_the_vectors() {
         "agent-record",
         "agent-cert",
         "item",
-        "sync-answer",
+        "items",
+        "fetch",
+        "fetched",
+        "stored",
+        "reconciled",
+        "link-record",
+        "suspect-record",
     ];
     assert_eq!(accepted, all.map(str::to_owned).into(), "every rule has an item that matches");
     println!("rules that also refused something: {refused:?}");

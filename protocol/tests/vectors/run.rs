@@ -470,20 +470,30 @@ fn what_spreads() {
                 assert_eq!(id[..], unhex(&vector["message_id"]));
                 kinds.push("gossip");
             }
-            "sync-answer" => {
+            "items" => {
                 let (mut rest, mut items) = (&unhex(&vector["body"])[..], Vec::new());
-                while let [high, low, more @ ..] = rest {
-                    let (item, behind) = more.split_at(usize::from(u16::from_be_bytes([*high, *low])));
-                    items.push(item.to_vec());
+                while let [number, high, low, more @ ..] = rest {
+                    let (bytes, behind) = more.split_at(usize::from(u16::from_be_bytes([*high, *low])));
+                    items.push(match *number {
+                        255 => bytes.to_vec(),
+                        number => {
+                            let kind = vector["kinds"][usize::from(number)].as_str().unwrap();
+                            let parts = [
+                                ("body", ipld_core::ipld::Ipld::Bytes(bytes.to_vec())),
+                                ("kind", ipld_core::ipld::Ipld::String(kind.to_owned())),
+                            ];
+                            kos_protocol::cbor::encode(&std::collections::BTreeMap::from(parts))
+                        }
+                    });
                     rest = behind;
                 }
                 assert!(rest.is_empty());
                 let expected: Vec<_> = vector["items"].as_array().unwrap().iter().map(unhex).collect();
                 assert_eq!(items, expected, "{}", name(vector));
-                kinds.push("sync-answer");
+                kinds.push("items");
             }
             _ => {}
         }
     }
-    assert_eq!(kinds, ["gossip", "sync-answer", "sync-answer", "sync-answer"]);
+    assert_eq!(kinds, ["gossip", "items", "items", "items", "items"]);
 }

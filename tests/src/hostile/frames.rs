@@ -84,7 +84,7 @@ pub async fn oversized(stage: &Stage) -> anyhow::Result<()> {
         stream.ended().await;
 
         let mut stream = Framed::open(&mut shaken.session, link.open(KLP).await?).await?;
-        refused(stream.ask("kos.sync", &vec![7; 700_000]).await);
+        refused(stream.ask("kos.fetch", &vec![7; 700_000]).await);
         refused(stream.answer().await);
     }
     Ok(())
@@ -152,7 +152,7 @@ pub async fn slow(stage: &Stage) -> anyhow::Result<()> {
             2 => [handshake_preamble(stage), vec![0xbf]].concat(),
             _ => {
                 let mut stream = Framed::open(&mut shaken.session, raw).await?;
-                stream.frame(FrameKind::Head, &head("kos.sync")).await?;
+                stream.frame(FrameKind::Head, &head("kos.fetch")).await?;
                 let frame = stream.seal(FrameKind::Data, &[0; 20_000])?;
                 refused(stream.raw.write_all(&frame[..9_000]).await.map_err(Into::into));
                 held.push(stream.raw);
@@ -187,7 +187,7 @@ pub async fn out_of_order(stage: &Stage) -> anyhow::Result<()> {
             let mut stream = Framed::open(&mut shaken.session, link.open(KLP).await?).await?;
             for kind in order {
                 let payload = match kind {
-                    Begun => head("kos.sync"),
+                    Begun => head("kos.fetch"),
                     Data => vec![0; 32],
                     Ended => cbor::encode(&End::ok()),
                 };

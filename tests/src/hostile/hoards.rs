@@ -63,7 +63,7 @@ pub async fn streams(stage: &Stage) -> anyhow::Result<()> {
             let count = sessions.len();
             let shaken = &mut sessions[n % count];
             let Some(mut stream) = refused(Framed::open(&mut shaken.session, raw).await) else { continue };
-            refused(stream.frame(FrameKind::Head, &super::speaker::head("kos.sync")).await);
+            refused(stream.frame(FrameKind::Head, &super::speaker::head("kos.fetch")).await);
             held.push(stream.raw);
         }
         if held.len() > 400 {

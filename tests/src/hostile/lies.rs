@@ -21,7 +21,7 @@ pub async fn strangers(stage: &Stage) -> anyhow::Result<()> {
     let sticky = Actor::fresh();
     let mut link = None;
     while stage.goes_on().await {
-        for intent in ["agent.call", "kos.sync", "kos.push", "kos.leave"] {
+        for intent in ["agent.call", "kos.fetch", "kos.push", "kos.leave"] {
             refused(call(stage, intent).await);
         }
         if link.as_ref().is_none_or(|link: &Link| !link.is_open()) {

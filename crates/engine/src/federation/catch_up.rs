@@ -52,6 +52,12 @@ impl Federation {
         found.into_iter().map(|(_, item)| item).enumerate().take_while(fits).map(|(_, item)| item).collect()
     }
 
+    /// Whether something of that name is here.
+    pub fn has(&self, name: &Name) -> bool {
+        let id = ObjectId::from_bytes(*name);
+        self.directory.get_by_id(&id).is_some() || self.item(name).is_some()
+    }
+
     /// An item by name, with its place in the order.
     fn item(&self, name: &Name) -> Option<(u64, Vec<u8>)> {
         let id = ObjectId::from_bytes(*name);

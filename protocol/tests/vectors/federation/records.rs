@@ -60,7 +60,7 @@ fn record(name: &str, kind: &str, signer: &SecretKey, payload: &Fields, valid: b
         "now_ms": NOW_MS, "valid": valid, "cddl": {},
     });
     let mut vector = merged(envelope.shown, shown);
-    if valid && ["node-record", "agent-record"].contains(&kind) {
+    if valid && ["node-record", "agent-record", "link-record", "suspect-record"].contains(&kind) {
         vector["cddl"]["payload"] = kind.into();
     }
     vector
@@ -96,6 +96,8 @@ fn node_records() -> Vec<Value> {
         refused("an address with a control character", "addresses", Some(texts(&["/\u{1b}"]))),
         refused("too many relays", "relays", Some(blobs([[1; 32]; ADDRESSES_MAX + 1]))),
         refused("a version that is none", "version", Some(t("1.0"))),
+        taken("of a node that was stopped on purpose", &but(&good, [("left", Some(Ipld::Bool(true)))])),
+        refused("a `left` that is none", "left", Some(n(1))),
         refused("a feature with a space", "features", Some(texts(&["two words"]))),
         refused("no features", "features", None),
         record("signed by another key", "node-record", &key(99), &good, false),
@@ -155,6 +157,60 @@ fn agent_records() -> Vec<Value> {
     ]
 }
 
+fn link_records() -> Vec<Value> {
+    let link = |peer: &Person, rtt_ms: u64, loss_permille: u64| {
+        m([("peer", b(peer.id().as_bytes())), ("rtt_ms", n(rtt_ms)), ("loss_permille", n(loss_permille))])
+    };
+    let of = |links: Vec<Ipld>| but(&common(&ann(), NOW_MS), [("links", Some(Ipld::List(links)))]);
+    let mut in_order = [(bob().id(), link(&bob(), 12, 0)), (dan().id(), link(&dan(), 180, 5))];
+    in_order.sort_by_key(|(id, _)| *id);
+    let [first, second] = in_order.map(|(_, link)| link);
+    let shown =
+        |name: &str, payload: &Fields, valid: bool| record(name, "link-record", &ann().key(), payload, valid);
+    let good = of(vec![first.clone(), second.clone()]);
+    let many = |count: u64| {
+        let mut peers: Vec<_> = (0..count).map(|peer| sha256(&peer.to_be_bytes())).collect();
+        peers.sort_unstable();
+        let link = |peer| m([("peer", b(peer)), ("rtt_ms", n(1)), ("loss_permille", n(0))]);
+        of(peers.into_iter().map(link).collect())
+    };
+    vec![
+        shown("the links of a node", &good, true),
+        shown("a node without links", &of(vec![]), true),
+        shown("as many links as there may be", &many(32), true),
+        shown("too many links", &many(33), false),
+        shown("links out of order", &of(vec![second, first.clone()]), false),
+        shown("a link twice", &of(vec![first.clone(), first]), false),
+        shown("a link with itself", &of(vec![link(&ann(), 1, 0)]), false),
+        shown("more lost than sent", &of(vec![link(&bob(), 1, 1001)]), false),
+        shown("links in a slot", &but(&good, [("slot", Some(t("one")))]), false),
+        shown("no links", &but(&good, [("links", None)]), false),
+    ]
+}
+
+fn suspect_records() -> Vec<Value> {
+    let good = but(
+        &common(&ann(), NOW_MS),
+        [
+            ("slot", Some(t(&bob().id().to_string()))),
+            ("subject_seq", Some(n(NOW_MS - 1))),
+            ("since_ms", Some(n(NOW_MS - 5_000))),
+        ],
+    );
+    let shown = |name: &str, field: &str, value: Option<Ipld>, valid: bool| {
+        record(name, "suspect-record", &ann().key(), &but(&good, [(field, value)]), valid)
+    };
+    vec![
+        shown("a suspicion", "since_ms", Some(n(NOW_MS - 5_000)), true),
+        shown("a suspicion withdrawn", "since_ms", Some(Ipld::Null), true),
+        shown("neither here nor there", "since_ms", None, false),
+        shown("since later than it was said", "since_ms", Some(n(NOW_MS + 1)), false),
+        shown("of itself", "slot", Some(t(&ann().id().to_string())), false),
+        shown("of nobody", "slot", Some(t("bob")), false),
+        shown("without the number it is about", "subject_seq", None, false),
+    ]
+}
+
 fn unknown_records() -> Vec<Value> {
     let later = but(&common(&ann(), NOW_MS), [("slot", Some(t("one"))), ("height_m", Some(n(3)))]);
     let shown = |name: &str, kind: &str, payload: &Fields, valid: bool| {
@@ -207,7 +263,7 @@ fn merges() -> Vec<Value> {
 }
 
 pub fn records() -> Vec<Value> {
-    [node_records(), agent_records(), unknown_records(), merges()].concat()
+    [node_records(), agent_records(), link_records(), suspect_records(), unknown_records(), merges()].concat()
 }
 
 pub fn items() -> Vec<Value> {
@@ -238,9 +294,29 @@ pub fn items() -> Vec<Value> {
     let with_more = encoded(&fields([("kind", t("poem")), ("body", b([])), ("more", n(1))]));
     vec![
         spread("an act as a gossip message", &act_item),
-        answered("an answer that has all", false, &[&act_item, &later], Some(&envelope)),
-        answered("an answer with more to come", true, &[&later], None),
-        answered("an answer without news", false, &[], None),
+        answered(
+            "items of several kinds",
+            false,
+            &[("act", &envelope), ("poem", &[1, 2, 3]), ("act", &[])],
+            Some(&envelope),
+        ),
+        answered("items with more to come", true, &[("poem", &[1, 2, 3])], None),
+        answered("no items", false, &[], None),
+        answered("an item with a field of a later version", false, &[("", &with_more)], None),
+        params("asking by name", "fetch", fields([])),
+        params("asking for what is behind a place", "fetch", fields([("after", place(&later))])),
+        params(
+            "what is behind a place",
+            "fetched",
+            fields([("kinds", texts(&["poem"])), ("last", place(&later))]),
+        ),
+        params("nothing behind it", "fetched", fields([])),
+        params("what was stored", "stored", fields([("stored", n(2))])),
+        params(
+            "a step of a reconciliation",
+            "reconciled",
+            fields([("count", n(100_000)), ("secret", b(&envelope))]),
+        ),
         taken("an act", "act", &envelope, *act.as_bytes()),
         taken("a node record", "node-record", &record.bytes, *record.id.as_bytes()),
         taken("a key log", "key-log", &cbor::encode(&log.events()), last),
@@ -269,19 +345,44 @@ fn spread(name: &str, item: &[u8]) -> Value {
     })
 }
 
-/// An answer to `kos.sync`, or what `kos.push` gives.
-fn answered(name: &str, more: bool, items: &[&[u8]], secret: Option<&[u8]>) -> Value {
+/// An answer to `kos.fetch`, or what `kos.push` gives. An item of no kind is whole.
+fn answered(name: &str, more: bool, items: &[(&str, &[u8])], secret: Option<&[u8]>) -> Value {
+    let mut kinds: Vec<&str> = Vec::new();
+    let (mut body, mut whole) = (Vec::new(), Vec::new());
+    for (kind, bytes) in items {
+        let number = match kinds.iter().position(|other| other == kind) {
+            _ if kind.is_empty() => 255,
+            Some(number) => number,
+            None => {
+                kinds.push(kind);
+                kinds.len() - 1
+            }
+        };
+        body.push(u8::try_from(number).unwrap());
+        body.extend(u16::try_from(bytes.len()).unwrap().to_be_bytes());
+        body.extend_from_slice(bytes);
+        let item = || encoded(&fields([("kind", t(kind)), ("body", b(bytes))]));
+        whole.push(if kind.is_empty() { bytes.to_vec() } else { item() });
+    }
     let mut params = fields([("more", Ipld::Bool(more))]);
     params.extend(secret.map(|secret| ("secret".to_owned(), b(secret))));
-    let packed = items.iter().flat_map(|item| {
-        let length = u16::try_from(item.len()).unwrap().to_be_bytes();
-        [&length[..], item].concat()
-    });
+    if !kinds.is_empty() {
+        params.insert("kinds".to_owned(), texts(&kinds));
+    }
     json!({
-        "name": name, "spec": "§9.13", "kind": "sync-answer", "params": hex(encoded(&params)), "more": more,
-        "items": items.iter().map(hex).collect::<Vec<_>>(), "body": hex(packed.collect::<Vec<u8>>()),
-        "cddl": {"params": "sync-answer", "items": "item"},
+        "name": name, "spec": "§9.13", "kind": "items", "params": hex(encoded(&params)), "more": more,
+        "kinds": kinds, "items": whole.iter().map(hex).collect::<Vec<_>>(), "body": hex(body),
+        "cddl": {"params": "items", "items": "item"},
     })
+}
+
+/// `params` by themselves.
+fn params(name: &str, rule: &str, params: Fields) -> Value {
+    json!({"name": name, "spec": "§9.13", "kind": rule, "params": hex(encoded(&params)), "cddl": {"params": rule}})
+}
+
+fn place(item: &[u8]) -> Ipld {
+    m([("name", b(sha256(item))), ("order", n(4_294_967_297))])
 }
 
 fn event_payload(envelope: &[u8]) -> Vec<u8> {
