@@ -152,6 +152,10 @@ pub const RECORD_EVERY_MS_PER_AUTHOR: u64 = 1_000;
 pub const LINKS_IN_RECORD_MAX: usize = 32;
 /// Hops a link record travels.
 pub const LINK_RECORD_HOPS_MAX: u8 = 3;
+/// Accusers of one member that are remembered: more decide nothing.
+pub const SUSPICIONS_OF_MEMBER_MAX: usize = 16;
+/// Suspicions one node tells of in a minute.
+pub const SUSPICIONS_PER_MINUTE: usize = 30;
 /// Longest message of a set reconciliation.
 pub const RECONCILE_BYTES_MAX: usize = 64 * 1024;
 /// Rounds one reconciliation takes at most: enough for a hundred thousand differences.
