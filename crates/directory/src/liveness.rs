@@ -16,7 +16,10 @@ use kos_protocol::{
     limits::{SUSPICIONS_OF_MEMBER_MAX, SUSPICIONS_PER_MINUTE},
     time::Timestamp,
 };
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
 use watch::Watch;
 
 /// Time between two heartbeats, in milliseconds.
@@ -49,7 +52,7 @@ const MINUTE_MS: u64 = 60_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
     /// These are the active members, this one included.
-    Members(BTreeSet<MemberId>),
+    Members(Arc<BTreeSet<MemberId>>),
     /// There is a direct link with a member.
     Linked(MemberId),
     /// The last direct link with a member is gone.
@@ -192,6 +195,8 @@ enum Timer {
 pub struct Liveness {
     me: MemberId,
     seq: u64,
+    members: Arc<BTreeSet<MemberId>>,
+    /// Those of the members of whom something is known.
     subjects: BTreeMap<MemberId, Subject>,
     watchers: BTreeSet<MemberId>,
     linked: usize,
@@ -211,6 +216,7 @@ impl Liveness {
         Self {
             me,
             seq: 0,
+            members: Arc::default(),
             subjects: BTreeMap::new(),
             watchers: BTreeSet::new(),
             linked: 0,
@@ -227,7 +233,7 @@ impl Liveness {
     /// Takes what happened.
     pub fn handle(&mut self, now: Timestamp, input: Input) {
         match input {
-            Input::Members(members) => self.set_members(now, &members),
+            Input::Members(members) => self.set_members(now, members),
             Input::Linked(member) => self.linked(now, member),
             Input::Unlinked(member) => self.unlinked(now, member),
             Input::Heartbeat { from, period_ms } => self.heartbeat(now, from, period_ms),
@@ -275,7 +281,7 @@ impl Liveness {
         &self.watchers
     }
 
-    fn set_members(&mut self, now: Timestamp, members: &BTreeSet<MemberId>) {
+    fn set_members(&mut self, now: Timestamp, members: Arc<BTreeSet<MemberId>>) {
         let gone: Vec<MemberId> =
             self.subjects.keys().filter(|member| !members.contains(*member)).copied().collect();
         for member in gone {
@@ -284,19 +290,21 @@ impl Liveness {
                 self.disarm(timer);
             }
         }
-        for member in members.iter().filter(|member| **member != self.me) {
-            self.subjects
-                .entry(*member)
-                .or_insert_with(|| Subject { since_ms: now.wall_ms, ..Subject::default() });
-        }
         for subject in self.subjects.values_mut() {
             subject.suspicions.retain(|by, _| members.contains(by));
         }
+        self.members = members;
         self.choose_watchers(now);
     }
 
+    /// What is known of another member, to be changed.
+    fn subject(&mut self, member: MemberId) -> Option<&mut Subject> {
+        let is_other = member != self.me && self.members.contains(&member);
+        is_other.then(|| self.subjects.entry(member).or_default())
+    }
+
     fn linked(&mut self, now: Timestamp, member: MemberId) {
-        let Some(subject) = self.subjects.get_mut(&member) else { return };
+        let Some(subject) = self.subject(member) else { return };
         subject.is_linked = true;
         subject.is_silent = false;
         self.disarm(Timer::Gone(member));
@@ -337,7 +345,7 @@ impl Liveness {
     }
 
     fn heartbeat(&mut self, now: Timestamp, from: MemberId, period_ms: u64) {
-        let Some(subject) = self.subjects.get_mut(&from) else { return };
+        let Some(subject) = self.subject(from) else { return };
         let watch = Watch::heard(subject.watch, now.monotonic_ms, period_ms);
         subject.watch = Some(watch);
         self.arm(Timer::Late(from), now.monotonic_ms + watch.timeout_ms() * (1 + self.doubt));
@@ -346,11 +354,12 @@ impl Liveness {
 
     /// We heard of it ourselves.
     fn alive(&mut self, now: Timestamp, member: MemberId) {
-        let Some(subject) = self.subjects.get_mut(&member) else { return };
+        let me = self.me;
+        let Some(subject) = self.subject(member) else { return };
         subject.heard_ms = Some(now.wall_ms);
         subject.is_silent = false;
         let seq = subject.seq;
-        if subject.suspicions.remove(&self.me).is_some() {
+        if subject.suspicions.remove(&me).is_some() {
             self.outputs.push_back(Output::Suspect { subject: member, subject_seq: seq, since_ms: None });
         }
         // A node on its way out still answers.
@@ -364,7 +373,7 @@ impl Liveness {
             self.seq = self.seq.max(seq);
             return;
         }
-        let Some(subject) = self.subjects.get_mut(&member).filter(|subject| seq > subject.seq) else {
+        let Some(subject) = self.subject(member).filter(|subject| seq > subject.seq) else {
             return;
         };
         subject.seq = seq;
@@ -396,10 +405,10 @@ impl Liveness {
             }
             return;
         }
-        if by == subject || by == self.me || !self.subjects.contains_key(&by) {
+        if by == subject || by == self.me || !self.members.contains(&by) {
             return;
         }
-        let Some(of) = self.subjects.get_mut(&subject) else { return };
+        let Some(of) = self.subject(subject) else { return };
         match since_ms {
             None => drop(of.suspicions.remove(&by)),
             Some(_) if subject_seq < of.seq => return,
@@ -465,7 +474,7 @@ impl Liveness {
 
     /// How many accusers it takes. One is enough where nobody else could know.
     fn quorum(&self) -> usize {
-        match self.subjects.len() + 1 {
+        match self.members.len() {
             0..=3 => 1,
             4..=5 => 2,
             _ => 3,
@@ -476,8 +485,9 @@ impl Liveness {
     fn accuse(&mut self, now: Timestamp, member: MemberId) {
         let may_tell = self.may_accuse(now);
         let alone = !self.subjects.iter().any(|(other, subject)| *other != member && subject.in_touch());
-        let Some(subject) = self.subjects.get_mut(&member) else { return };
-        let is_standing = subject.suspicions.get(&self.me).is_some_and(|(seq, _)| *seq >= subject.seq);
+        let me = self.me;
+        let Some(subject) = self.subject(member) else { return };
+        let is_standing = subject.suspicions.get(&me).is_some_and(|(seq, _)| *seq >= subject.seq);
         if subject.left || is_standing {
             return;
         }
@@ -491,7 +501,7 @@ impl Liveness {
         }
         let since_ms = subject.heard_ms.unwrap_or(now.wall_ms).min(now.wall_ms);
         let subject_seq = subject.seq;
-        subject.suspicions.insert(self.me, (subject_seq, since_ms));
+        subject.suspicions.insert(me, (subject_seq, since_ms));
         self.accused.push_back(now.monotonic_ms);
         self.outputs.push_back(Output::Suspect { subject: member, subject_seq, since_ms: Some(since_ms) });
         self.weigh(now, member);

@@ -1,5 +1,6 @@
 //! The state of one federation and what follows from each piece of news.
 
+mod alive;
 mod catch_up;
 mod records;
 
@@ -8,7 +9,7 @@ use crate::{
     item::{ACT, Item, ItemError, KEY_LOG},
     output::{Output, Refusal, RosterChange, Stats, Table, Verdict, WelcomeError},
 };
-use kos_directory::{Authors, Directory, Slot, reconcile::Set};
+use kos_directory::{Authors, Directory, Slot, liveness, reconcile::Set};
 use kos_governance::{
     act::{Act, Action, Role},
     acts::{ActError, Acts, Inserted},
@@ -75,6 +76,7 @@ pub struct Federation {
     acts: Arc<Acts>,
     roster: Arc<Roster>,
     directory: Directory,
+    liveness: liveness::Liveness,
     secret: Option<Signed<DiscoverySecret>>,
     unknown: BTreeMap<[u8; 32], Vec<u8>>,
     /// What there is, for reconciliation, as long as it is still so.
@@ -93,10 +95,11 @@ impl Federation {
     /// The federation of a stored genesis. Then [`Self::restore`] everything else, then [`Self::start`].
     pub fn new(now: Timestamp, genesis: Genesis, me: MemberId) -> Self {
         let acts = Acts::new(genesis);
-        Self {
+        let mut federation = Self {
             me,
             roster: Arc::new(acts.roster(now.wall_ms)),
             directory: Directory::new(acts.federation()),
+            liveness: liveness::Liveness::new(me),
             acts: Arc::new(acts),
             secret: None,
             unknown: BTreeMap::new(),
@@ -107,7 +110,9 @@ impl Federation {
             running: false,
             outputs: VecDeque::new(),
             stats: Stats::default(),
-        }
+        };
+        federation.tell_members(now);
+        federation
     }
 
     /// A federation that begins now. Orders its genesis persisted and, soon, a secret drawn.
@@ -201,6 +206,10 @@ impl Federation {
             Input::Acted(act) => self.acted(now, act).map_err(Refusal::from),
             Input::Rotated(log) => self.rotated(now, log),
             Input::Published(published) => self.published(now, &published),
+            Input::Liveness(input) => {
+                self.feed(now, input);
+                Ok(Verdict::Known)
+            }
             Input::DeadlineReached => {
                 self.deadline_reached(now);
                 Ok(Verdict::Known)
@@ -363,6 +372,7 @@ impl Federation {
         } else {
             self.plan(now);
         }
+        self.feed(now, liveness::Input::DeadlineReached);
         let due: Vec<Duty> = self
             .duties
             .iter()
@@ -384,7 +394,10 @@ impl Federation {
             .into_iter()
             .flatten()
             .map(|wall_ms| now.monotonic_ms.saturating_add(wall_ms.saturating_sub(now.wall_ms)));
-        by_wall.chain(self.duties.values().copied()).fold(latest_ms, u64::min)
+        by_wall
+            .chain(self.duties.values().copied())
+            .chain(self.liveness.next_deadline_ms())
+            .fold(latest_ms, u64::min)
     }
 
     /// The next order for the shell. Drain after every call that takes `&mut self`.
@@ -397,6 +410,9 @@ impl Federation {
         let roster = self.acts.roster(now.wall_ms);
         let change = difference(&self.roster, &roster);
         self.roster = Arc::new(roster);
+        if !change.is_empty() {
+            self.tell_members(now);
+        }
         if origin == Origin::Store {
             return;
         }

@@ -1,7 +1,7 @@
 //! What goes into a federation: things that happened.
 
 use crate::output::Verdict;
-use kos_directory::{Claim, Entry, MergeError, Record};
+use kos_directory::{Claim, Entry, MergeError, Record, liveness};
 use kos_governance::act::Act;
 use kos_protocol::{
     id::{MemberId, ObjectId},
@@ -31,6 +31,8 @@ pub enum Input<'a> {
     Rotated(&'a KeyLog),
     /// This node signed a record that begins with [`crate::Federation::stamp`].
     Published(Published<'a>),
+    /// A link came or went, a heartbeat came or was answered, a probe came to its end.
+    Liveness(liveness::Input),
     /// The time of [`crate::Federation::next_deadline_ms`] has come.
     DeadlineReached,
 }

@@ -84,6 +84,23 @@ pub enum Output {
     /// Draft, sign and hand in this act: it records a member's new key. A draft that is refused was overtaken by
     /// other news: leave it.
     RecordRotation(Action),
+    /// Send a heartbeat (`kos.alive`) to a linked member and say what became of it.
+    Heartbeat(MemberId),
+    /// Try to reach a member, by whatever way, and say what came of it.
+    Probe(MemberId),
+    /// Sign and publish a `SuspectRecord` with these fields.
+    Suspect {
+        /// The suspect.
+        subject: MemberId,
+        /// The number of its newest node record.
+        subject_seq: u64,
+        /// Since when nothing was heard, in wall milliseconds; none withdraws it.
+        since_ms: Option<u64>,
+    },
+    /// Others suspect this node: publish a newer node record.
+    Refute,
+    /// A member's health is another.
+    HealthChanged(MemberId),
     /// A record of this member newer than our own came in: another machine runs with our keys, or an old backup was
     /// restored. Stop publishing and say so.
     SeenMyself(Slot),

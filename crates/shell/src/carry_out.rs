@@ -85,12 +85,24 @@ impl Runtime {
                         tracing::warn!(%error, "a key rotation was not recorded");
                     }
                 }
+                Output::Heartbeat(to) => self.send_heartbeat(id, &to),
+                Output::Probe(member) => self.probe(id, member),
+                Output::Suspect { subject, subject_seq, since_ms } => {
+                    self.publish_suspicion(id, subject, subject_seq, since_ms);
+                }
+                Output::Refute => {
+                    lock(&self.0.published).remove(id);
+                    self.0.republish.notify_one();
+                }
+                Output::HealthChanged(_) => self.0.app.changed(Change::Members),
                 Output::SeenMyself(slot) => {
                     tracing::error!(?slot, "another machine publishes with the keys of this node");
                     self.0.app.changed(Change::Twin);
                 }
             }
         }
+        // Something may be wanted sooner now.
+        self.0.deadline.notify_one();
     }
 
     fn persist(&self, id: &FederationId, table: Table, key: &[u8], bytes: Vec<u8>) {
@@ -179,6 +191,7 @@ impl Runtime {
             self.0.app.changed(Change::Removed(*id));
         }
         self.0.app.changed(Change::Members);
+        self.tell_links(id);
         let runtime = self.clone();
         tokio::spawn(async move { runtime.refresh_members().await });
     }

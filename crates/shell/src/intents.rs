@@ -5,6 +5,8 @@ use serde_bytes::ByteBuf;
 
 /// Answers at once: liveness and round-trip time at KLP's level. Replay-safe.
 pub const PING: &str = "kos.ping";
+/// A member that chose the callee as a watcher is alive. Replay-safe: it only ever delays a suspicion.
+pub const ALIVE: &str = "kos.alive";
 /// A step of a set reconciliation: the body is a message of the caller, the answer's that of the callee. Replay-safe.
 pub const RECONCILE: &str = "kos.reconcile";
 /// Asks for items, by name or from a place on. Replay-safe.
@@ -28,7 +30,14 @@ pub const FOR_STRANGERS: [&str; 3] = [HELLO, JOIN, CLAIM];
 
 /// Whether executing a request of this intent twice does no harm.
 pub fn is_replay_safe(intent: &str) -> bool {
-    matches!(intent, PING | RECONCILE | FETCH | PUSH | HELLO)
+    matches!(intent, PING | ALIVE | RECONCILE | FETCH | PUSH | HELLO)
+}
+
+/// The head of an [`ALIVE`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alive {
+    /// When the next one is due, in milliseconds.
+    pub period_ms: u64,
 }
 
 /// The head of a [`PUSH`], and of an answer to [`FETCH`]: the body has items, see `kos_engine::item::pack`.

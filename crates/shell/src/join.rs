@@ -562,6 +562,8 @@ impl Runtime {
         }
         self.refresh_members().await;
         self.subscribe(&id).await;
+        self.tell_links(&id);
+        self.carry_out(&id);
         self.0.republish.notify_one();
         if let Err(error) = self.publish_offers(&id) {
             tracing::debug!(%error, "no agents were published");

@@ -11,6 +11,7 @@ pub mod intents;
 pub mod metrics;
 pub mod tables;
 
+mod alive;
 mod app;
 mod bulk;
 mod carry_out;

@@ -8,8 +8,8 @@ use crate::{
     tables::AGENT_KEYS,
     wire::peer_of,
 };
-use kos_directory::{AgentCert, AgentRecord, Capability, Kind, NodeRecord, Slot};
-use kos_engine::{Input, Stamp};
+use kos_directory::{AgentCert, AgentRecord, Capability, Entry, NodeRecord};
+use kos_engine::{Input, Item, Stamp};
 use kos_governance::act::Role;
 use kos_mesh::{Multiaddr, Snapshot, multiaddr::Protocol as Part};
 use kos_protocol::{
@@ -33,6 +33,18 @@ const LIFE_MS: u64 = RECORD_LIFE_MS_MAX;
 const REFRESH: Duration = Duration::from_secs(24 * 60 * 60);
 /// Changes of addresses come in bursts; they are published together.
 const SETTLE: Duration = Duration::from_millis(250);
+
+/// Who is told of a stop before it goes on,
+const GOODBYES: usize = 3;
+/// and how long it waits for them.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Whether the node goes on running.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    Here,
+    Leaving,
+}
 
 /// An agent of this node, as the directory shall show it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,8 +89,13 @@ impl Runtime {
             if let Some(snapshot) = self.0.mesh.snapshot().await {
                 let ids: Vec<_> = self.0.state.federations().keys().copied().collect();
                 for id in ids {
-                    if let Err(error) = self.publish_node(&id, &snapshot) {
-                        tracing::warn!(%error, "the node's record was not published");
+                    match self.publish_node(&id, &snapshot, Presence::Here) {
+                        Ok(items) if items.is_empty() => {}
+                        Ok(items) => {
+                            let runtime = self.clone();
+                            tokio::spawn(async move { runtime.push_to_all(&id, items).await });
+                        }
+                        Err(error) => tracing::warn!(%error, "the node's record was not published"),
                     }
                     if refresh && let Err(error) = self.publish_offers(&id) {
                         tracing::warn!(%error, "the agents' records were not published");
@@ -93,20 +110,46 @@ impl Runtime {
         }
     }
 
-    fn publish_node(&self, id: &FederationId, snapshot: &Snapshot) -> Result<(), PublishFailed> {
+    /// Tells the others that this node stops on purpose, before its links go.
+    pub(crate) async fn say_goodbye(&self) {
+        let Some(snapshot) = self.0.mesh.snapshot().await else { return };
+        self.0.leaving.store(true, Ordering::Relaxed);
+        let ids: Vec<_> = self.0.state.federations().keys().copied().collect();
+        for id in ids {
+            match self.publish_node(&id, &snapshot, Presence::Leaving) {
+                Ok(items) => {
+                    let told = self.store_at(&id, items, GOODBYES);
+                    let _ = tokio::time::timeout(GOODBYE_TIMEOUT, told).await;
+                }
+                Err(error) => tracing::debug!(%error, "nobody is told that this node stops"),
+            }
+        }
+    }
+
+    /// Publishes our node's record if it says something new; returns it as an item, to be pushed.
+    fn publish_node(
+        &self,
+        id: &FederationId,
+        snapshot: &Snapshot,
+        presence: Presence,
+    ) -> Result<Vec<Vec<u8>>, PublishFailed> {
         let addresses = self.own_addresses(snapshot);
         let (state, now) = (&self.0.state, self.0.state.now());
         let (identity, name) = (state.identity(), state.name());
         let relays: Vec<MemberId> = self.reserved_relays(id, snapshot);
         let nat = Nat::seen(&snapshot.reachability).map(Nat::feature);
         let features: Vec<String> = nat.map(str::to_owned).into_iter().collect();
-        let says = kos_protocol::cbor::encode(&(&addresses, &relays, &features));
+        let left = presence == Presence::Leaving;
+        if !left && self.0.leaving.load(Ordering::Relaxed) {
+            return Ok(Vec::new());
+        }
+        let says = kos_protocol::cbor::encode(&(&addresses, &relays, &features, left));
         if lock(&self.0.published).get(id) == Some(&says) {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let published = state.with(id, |federation| {
             if federation.roster().active_member(&identity.member()).is_none() {
-                return Ok(());
+                return Ok(None);
             }
             let Stamp { author, key_seq, seq, time_ms, expires_ms } =
                 federation.stamp::<NodeRecord>(now, "", LIFE_MS, state.greatest_record());
@@ -121,29 +164,21 @@ impl Runtime {
                 relays,
                 version: own_version(),
                 features,
-                left: false,
+                left,
             };
             let record = Signed::sign(record, Scope::Federation(*id), identity.secret())?;
             federation.handle(now, Input::Published((&record).into())).published()?;
             self.keep_greatest_record(seq);
-            Ok::<_, PublishFailed>(())
+            Ok::<_, PublishFailed>(Some(Item::new(NodeRecord::KIND, record.bytes()).to_bytes()))
         });
-        published.ok_or(PublishFailed::NotInFederation)??;
+        let item = published.ok_or(PublishFailed::NotInFederation)??;
         lock(&self.0.published).insert(*id, says);
-        let item = state.with(id, |federation| {
-            let record = federation.directory().get(&Slot::only(identity.member(), Kind::Node))?;
-            Some(kos_engine::Item::new(record.kind().as_str(), record.bytes()).to_bytes())
-        });
         self.carry_out(id);
-        if let Some(item) = item.flatten() {
-            let (runtime, id) = (self.clone(), *id);
-            tokio::spawn(async move { runtime.push_to_all(&id, vec![item]).await });
-        }
-        Ok(())
+        Ok(item.into_iter().collect())
     }
 
     /// Numbers never go back, even where the clock does and the index is lost.
-    fn keep_greatest_record(&self, seq: u64) {
+    pub(crate) fn keep_greatest_record(&self, seq: u64) {
         let greatest = self.0.state.records.fetch_max(seq, Ordering::Relaxed).max(seq);
         self.0.keeper.put([(Row::Records, Some(greatest.to_be_bytes().to_vec()))]);
     }
@@ -217,7 +252,7 @@ impl Runtime {
                 let record = Signed::sign(record, Scope::Federation(*id), identity.secret())?;
                 federation.handle(now, Input::Published((&record).into())).published()?;
                 self.keep_greatest_record(stamp.seq);
-                items.push(kos_engine::Item::new("agent-record", record.bytes()).to_bytes());
+                items.push(Item::new(AgentRecord::KIND, record.bytes()).to_bytes());
                 Ok::<_, PublishFailed>(())
             };
             for agent in &gone {

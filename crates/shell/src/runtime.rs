@@ -15,6 +15,7 @@ use crate::{
     tables::{ADDRESS_BOOK, FEDERATIONS, INDEX_ITEMS, INDEX_VERSION, LEDGER_ITEMS, SETTINGS, WAYS, schema},
     wire::{CarriedWire, MeshWire, OwnWire, boxed, key_of, peer_of, route},
 };
+use kos_directory::liveness::Input as Liveness;
 use kos_engine::{Federation, Input, Table};
 use kos_governance::{act::Role, genesis::Genesis};
 use kos_mesh::{
@@ -32,7 +33,7 @@ use kos_store::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
 use tokio::sync::{Notify, mpsc};
@@ -100,6 +101,10 @@ pub(crate) struct Inner {
     pub carrier: Carrier,
     pub app: Arc<dyn App>,
     pub stop: CancellationToken,
+    /// Said goodbye: our record says that we left, and no other is published any more.
+    pub leaving: AtomicBool,
+    /// The next deadline of a federation may be another.
+    pub deadline: Notify,
     /// Our own record is out of date.
     pub republish: Notify,
     pub offers: Mutex<Vec<AgentOffer>>,
@@ -176,6 +181,8 @@ impl Runtime {
             carrier,
             app,
             stop,
+            leaving: AtomicBool::new(false),
+            deadline: Notify::new(),
             republish: Notify::new(),
             offers: Mutex::default(),
             topics: Mutex::default(),
@@ -211,6 +218,7 @@ impl Runtime {
 
     /// Ends links and tasks in order; the ledger is closed when the last handle is gone.
     pub async fn shutdown(&self) {
+        self.say_goodbye().await;
         self.save_address_book().await;
         if let Err(error) = self.0.keeper.settle().await {
             tracing::warn!(%error, "not everything could be written before the end");
@@ -307,11 +315,21 @@ impl Runtime {
                     ticks += 1;
                     self.tick(ticks).await;
                 }
+                () = self.0.deadline.notified() => {}
+                () = tokio::time::sleep(self.until_deadline()) => self.meet_deadlines(),
             }
         }
     }
 
-    async fn tick(&self, ticks: u64) {
+    fn until_deadline(&self) -> Duration {
+        let now = self.0.state.now();
+        let federations = self.0.state.federations();
+        let next_ms = federations.values().map(|federation| federation.next_deadline_ms(now)).min();
+        let wait_ms = next_ms.map_or(u64::from(u32::MAX), |next_ms| next_ms.saturating_sub(now.monotonic_ms));
+        Duration::from_millis(wait_ms)
+    }
+
+    fn meet_deadlines(&self) {
         let now = self.0.state.now();
         let ids: Vec<_> = self.0.state.federations().keys().copied().collect();
         for id in ids {
@@ -325,6 +343,12 @@ impl Runtime {
             if is_due == Some(true) {
                 self.carry_out(&id);
             }
+        }
+    }
+
+    async fn tick(&self, ticks: u64) {
+        let ids: Vec<_> = self.0.state.federations().keys().copied().collect();
+        for id in ids {
             if ticks.is_multiple_of(SYNC_SMALL_S) {
                 self.subscribe(&id).await;
                 let size = self.0.state.with(&id, |federation| federation.set().len());
@@ -365,6 +389,7 @@ impl Runtime {
                 self.see(key);
                 if path.is_direct() {
                     self.linked(&key);
+                    self.tell_liveness(&key, Liveness::Linked);
                 }
                 self.0.app.changed(Change::Links);
             }
@@ -374,6 +399,9 @@ impl Runtime {
                 if self.0.mesh.links_with(&peer).is_empty() {
                     self.0.links.retire_all(&key);
                 }
+                if !self.0.mesh.is_direct(&peer) {
+                    self.tell_liveness(&key, Liveness::Unlinked);
+                }
                 self.see(key);
                 self.0.app.changed(Change::Links);
             }
@@ -381,6 +409,7 @@ impl Runtime {
                 if let Some(key) = key_of(&peer) {
                     self.0.links.drop_idle(&key);
                     self.linked(&key);
+                    self.tell_liveness(&key, Liveness::Linked);
                 }
             }
             Event::AddressesChanged { .. } | Event::Reservation { .. } => self.0.republish.notify_one(),

@@ -2,10 +2,13 @@
 
 use crate::{
     app::App,
-    intents::{self, Fetch, Fetched, Items, Place, Reconciled, Stored, join_error_word},
+    intents::{self, Alive, Fetch, Fetched, Items, Place, Reconciled, Stored, join_error_word},
     runtime::Runtime,
 };
-use kos_directory::reconcile::{NAME_BYTES, Name, respond};
+use kos_directory::{
+    liveness::Input as Liveness,
+    reconcile::{NAME_BYTES, Name, respond},
+};
 use kos_engine::{
     Item,
     item::{Packed, pack, unpack},
@@ -83,8 +86,8 @@ impl Service for Intents {
 
 /// Whether an intent is answered here, and not by the application.
 fn is_own(intent: &str) -> bool {
-    use intents::{CLAIM, FETCH, HELLO, JOIN, LEAVE, PING, PUSH, RECONCILE};
-    matches!(intent, PING | HELLO | RECONCILE | FETCH | PUSH | JOIN | CLAIM | LEAVE)
+    use intents::{ALIVE, CLAIM, FETCH, HELLO, JOIN, LEAVE, PING, PUSH, RECONCILE};
+    matches!(intent, PING | ALIVE | HELLO | RECONCILE | FETCH | PUSH | JOIN | CLAIM | LEAVE)
 }
 
 fn refused(error: JoinError) -> End {
@@ -100,8 +103,18 @@ impl Runtime {
             intents::CLAIM => self.answer_claim(request).await,
             intents::LEAVE => self.answer_leave(request).await,
             intents::HELLO => self.answer_hello(request).await,
+            intents::ALIVE => self.answer_alive(request).await,
             _ => request.send.reply(&ReplyHead::default(), b"").await,
         }
+    }
+
+    async fn answer_alive(&self, request: Request) -> Result<(), StreamError> {
+        let alive = cbor::decode_message::<Alive>(&request.head.params, HEAD_BYTES_MAX);
+        let (Ok(Alive { period_ms }), Some(from)) = (alive, request.caller.member) else {
+            return request.send.refuse(Status::Invalid, "a malformed heartbeat").await;
+        };
+        self.live(&request.caller.federation, Liveness::Heartbeat { from, period_ms });
+        request.send.reply(&ReplyHead::default(), b"").await
     }
 
     /// What comes or goes as a whole body waits for the member's place, and has its time.

@@ -15,7 +15,7 @@ fn member(n: usize) -> MemberId {
 /// Member 0 among `count`.
 fn alone_among(count: usize) -> Liveness {
     let mut liveness = Liveness::new(member(0));
-    liveness.handle(at(0), Input::Members((0..count).map(member).collect()));
+    liveness.handle(at(0), Input::Members(Arc::new((0..count).map(member).collect())));
     liveness
 }
 
@@ -48,7 +48,7 @@ fn run(liveness: &mut Liveness, until_ms: u64) -> Vec<Output> {
 #[test]
 fn nothing_is_claimed_that_nobody_observed() {
     let mut liveness = alone_among(10);
-    assert_eq!(liveness.observed(&member(1)), Observed { since_ms: T0, ..Observed::default() });
+    assert_eq!(liveness.observed(&member(1)), Observed::default());
     liveness.handle(at(5), node(1, 7, T0 - FRESH_MS, false));
     assert_eq!(health(&liveness, 1), Health::Unknown, "its record is old");
     liveness.handle(at(5), node(1, 8, T0 + 1, false));
@@ -251,7 +251,7 @@ mod network {
 
     impl Network {
         fn new(count: usize, seed: u64) -> Self {
-            let members: BTreeSet<MemberId> = (0..count).map(member).collect();
+            let members: Arc<BTreeSet<MemberId>> = Arc::new((0..count).map(member).collect());
             let mut network = Self {
                 nodes: (0..count).map(|n| Liveness::new(member(n))).collect(),
                 records: vec![1; count],

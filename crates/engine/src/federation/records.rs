@@ -32,7 +32,7 @@ impl Federation {
     pub(super) fn take_checked(&mut self, now: Timestamp, checked: Checked) -> Result<Verdict, Refusal> {
         let record = checked.outcome.inspect_err(|error| self.directory.blame(error))?;
         let merged = self.directory.insert(now, Source::Heard, record, &RosterAuthors(&self.roster))?;
-        Ok(self.merged(merged, Origin::Outside))
+        Ok(self.merged(now, merged, Origin::Outside))
     }
 
     pub(super) fn take_record(
@@ -47,11 +47,12 @@ impl Federation {
         };
         let authors = RosterAuthors(&self.roster);
         let merged = self.directory.merge(now, source, &item.kind, &item.body, &authors)?;
-        Ok(self.merged(merged, origin))
+        Ok(self.merged(now, merged, origin))
     }
 
-    fn merged(&mut self, merged: Merged, origin: Origin) -> Verdict {
+    fn merged(&mut self, now: Timestamp, merged: Merged, origin: Origin) -> Verdict {
         let Merged::New(record) = merged else { return Verdict::Known };
+        self.tell_of(now, &record);
         if origin == Origin::Outside {
             let slot = record.slot().clone();
             let item = Item::new(record.kind().as_str(), record.bytes()).to_bytes();
@@ -68,6 +69,7 @@ impl Federation {
         let authors = RosterAuthors(&self.roster);
         let merged = self.directory.merge(now, Source::Own, own.kind, own.bytes, &authors)?;
         let Merged::New(record) = merged else { return Ok(Verdict::Known) };
+        self.tell_of(now, &record);
         let slot = record.slot().clone();
         self.published.insert(slot.clone(), (own.seq, own.id));
         let item = Item::new(own.kind, own.bytes).to_bytes();
