@@ -242,6 +242,14 @@ codes! {
     RelayAway "KAI-NET-0008" Failed 409 "no relay keeps a place for this node"
         "The relays of the federation cannot be reached now; members behind NATs will not find this node." Some("kai relay list");
 
+    BadQuery "KAI-DIR-0001" Usage 400 "this is not a query"
+        "A query is words, and pairs like kind:agent, class:kBridge, cap:http@^1.2, tag:photos, health:alive or \
+         member:attic." Some("kai find --help");
+    NoSuchRecord "KAI-DIR-0002" NotFound 404 "there is no such record"
+        "No record in this node's directory has an id that begins so. It may have been replaced by a newer one." Some("kai find");
+    BadRecordId "KAI-DIR-0003" Usage 400 "this names no one record"
+        "A record is named by the hex digits of its id, or by as many of the first ones as only it has." Some("kai find");
+
     NoSuchAgent "KAI-AGENT-0001" NotFound 404 "there is no such agent"
         "Nobody in the federation offers an agent of this name, or not the member named." Some("kai agent list --all");
     AmbiguousAgent "KAI-AGENT-0002" Usage 400 "several members offer this agent"

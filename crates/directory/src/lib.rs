@@ -22,4 +22,4 @@ pub use record::{
     AgentCert, AgentRecord, Capability, Claim, Content, Entry, Header, Kind, LinkRecord, MeasuredLink,
     NodeRecord, Record, Slot, SuspectRecord,
 };
-pub use search::{Health, Hits, Query, QueryError};
+pub use search::{Completeness, Freshness, Health, Hits, Query, QueryError};

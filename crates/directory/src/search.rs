@@ -4,9 +4,11 @@
 //! text), with the rows of the records that have it. A query takes the rows of its rarest part and keeps those that all
 //! other parts have too; nothing is decoded, and only a page of records is touched.
 
+mod freshness;
 mod query;
 mod terms;
 
+pub use freshness::{CAUGHT_UP_MS_MAX, Completeness, Freshness};
 pub use query::{Query, QueryError};
 
 use crate::record::Record;

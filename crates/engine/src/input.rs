@@ -58,7 +58,7 @@ pub enum Screened {
     /// Nothing.
     Done(Verdict),
     /// Its signature is to be checked, on any thread; then it is [`Input::Checked`].
-    Check(Check),
+    Check(Box<Check>),
 }
 
 /// A record whose signature is to be checked.

@@ -331,7 +331,7 @@ fn a_removal_closes_out_and_draws_a_new_secret() {
     // The others follow, however often the expelled one offers the old secret or a record of its own.
     while catch_up(now(), &mut ann, &mut bob) > 0 {}
     assert_eq!(bob.federation.secret(), Some(&new));
-    assert_eq!(bob.federation.handle(now(), Input::Secret(&old.bytes())), Verdict::Known);
+    assert_eq!(bob.federation.handle(now(), Input::Secret(old.bytes())), Verdict::Known);
     cem.publish(at(1)).unwrap();
     catch_up(now(), &mut cem, &mut bob);
     assert_eq!(bob.federation.directory().stats().records, 0);
@@ -562,10 +562,10 @@ fn items_of_later_versions_are_kept_up_to_a_bound_that_everybody_draws_alike() {
         .map(|n| Item::new("moon-phase", &n.to_be_bytes()).to_bytes())
         .collect();
     for bytes in &items {
-        ann.federation.handle(now(), Input::Heard { from: None, item: &bytes });
+        ann.federation.handle(now(), Input::Heard { from: None, item: bytes });
     }
     for bytes in items.iter().rev() {
-        bob.federation.handle(now(), Input::Heard { from: None, item: &bytes });
+        bob.federation.handle(now(), Input::Heard { from: None, item: bytes });
     }
     assert_eq!(set_of(&ann.federation), set_of(&bob.federation));
     ann.drain(now());

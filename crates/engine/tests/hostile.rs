@@ -208,7 +208,7 @@ const DECODERS: [Decoder; 17] = [
         name: "discovery secret into the federation",
         limit: 512,
         factor: COPIES,
-        run: |target, bytes| drop(target.federation.handle(NOW, Input::Secret(&bytes))),
+        run: |target, bytes| drop(target.federation.handle(NOW, Input::Secret(bytes))),
     },
     Decoder {
         name: "agent certificate",
@@ -232,7 +232,7 @@ const DECODERS: [Decoder; 17] = [
         limit: ITEM_BYTES_MAX,
         factor: LISTS,
         run: |target, bytes| {
-            target.federation.handle(NOW, Input::Heard { from: None, item: &bytes });
+            target.federation.handle(NOW, Input::Heard { from: None, item: bytes });
             while target.federation.poll_output().is_some() {}
         },
     },

@@ -69,6 +69,7 @@ impl Runtime {
                     for slot in slots.iter().filter(|slot| slot.kind == Kind::Node) {
                         self.addresses_changed(id, &slot.author);
                     }
+                    self.0.changes.send_modify(|count| *count += 1);
                     self.0.app.changed(Change::Directory);
                 }
                 Output::SecretChanged => {
@@ -94,7 +95,10 @@ impl Runtime {
                     lock(&self.0.published).remove(id);
                     self.0.republish.notify_one();
                 }
-                Output::HealthChanged(_) => self.0.app.changed(Change::Members),
+                Output::HealthChanged(_) => {
+                    self.0.changes.send_modify(|count| *count += 1);
+                    self.0.app.changed(Change::Members);
+                }
                 Output::SeenMyself(slot) => {
                     tracing::error!(?slot, "another machine publishes with the keys of this node");
                     self.0.app.changed(Change::Twin);
@@ -190,6 +194,7 @@ impl Runtime {
         if gone.contains(&own) {
             self.0.app.changed(Change::Removed(*id));
         }
+        self.0.changes.send_modify(|count| *count += 1);
         self.0.app.changed(Change::Members);
         self.tell_links(id);
         let runtime = self.clone();

@@ -24,6 +24,7 @@ mod nat;
 mod once;
 mod options;
 mod publish;
+mod query;
 mod runtime;
 mod serve;
 mod state;
@@ -43,6 +44,7 @@ pub use kos_mesh::Documentation;
 pub use measure::Knowledge;
 pub use options::{NodeRole, Options};
 pub use publish::{AgentOffer, PublishFailed};
+pub use query::{AuthorStats, DirectoryStats, Found, Hit, RecordError, Shown};
 pub use runtime::{Runtime, StartError, restore_member as restore};
 pub use views::{
     AgentInfo, FederationInfo, LinkInfo, Me, MemberInfo, PathTried, PingFailed, PingReport, RelayInfo,

@@ -112,6 +112,10 @@ pub(crate) struct Inner {
     pub topics: Mutex<BTreeMap<String, FederationId>>,
     /// Catch-ups under way, and whether another one is to follow.
     pub syncing: Mutex<BTreeMap<(FederationId, PublicKey), bool>>,
+    /// When a catch-up last came to its end, in monotonic milliseconds.
+    pub caught_up: Mutex<BTreeMap<FederationId, u64>>,
+    /// Counts changes of records, health and rosters.
+    pub changes: tokio::sync::watch::Sender<u64>,
     /// When members were last asked for acts we lacked, in monotonic milliseconds.
     pub asked_for_acts: Mutex<BTreeMap<(FederationId, PublicKey), u64>>,
     /// What federations want kept for good.
@@ -187,6 +191,8 @@ impl Runtime {
             offers: Mutex::default(),
             topics: Mutex::default(),
             syncing: Mutex::default(),
+            caught_up: Mutex::default(),
+            changes: tokio::sync::watch::Sender::new(0),
             asked_for_acts: Mutex::default(),
             keeper,
             once,

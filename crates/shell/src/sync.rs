@@ -150,6 +150,7 @@ impl Runtime {
         match tokio::time::timeout(SYNC_TIMEOUT, catching_up).await {
             Ok(Ok(CaughtUp { news, ahead })) => {
                 tracing::debug!(peer = %key.short(), news, ahead, "caught up");
+                lock(&self.0.caught_up).insert(federation, self.0.state.now().monotonic_ms);
                 if news > 0 {
                     self.nudge(&federation, Some(key)).await;
                 }
@@ -331,7 +332,7 @@ impl Runtime {
             match self.0.state.with(id, |federation| federation.screen(now, from, &item)) {
                 Some(Screened::Done(verdict)) => note(&verdict, &item),
                 Some(Screened::Check(check)) => {
-                    checks.push(check);
+                    checks.push(*check);
                     to_check.push(item);
                 }
                 None => break,

@@ -4,13 +4,15 @@ use crate::{
     identity::IdentityError,
     intents::PING,
     nat::{self, Nat},
+    query::{names_of, observed},
     runtime::Runtime,
     state::lock,
     wire::{key_of, peer_of},
 };
+use kos_directory::{Health, NodeRecord, liveness::Observed};
 use kos_governance::{act::Role, roster::NameError};
 use kos_mesh::{
-    Link, Path, Snapshot,
+    Documentation, Link, Path, Snapshot,
     link::{Stats, To},
 };
 use kos_protocol::{
@@ -93,6 +95,14 @@ pub struct MemberInfo {
     pub link: Option<LinkInfo>,
     /// When a link with it last came or went, in wall milliseconds.
     pub seen_ms: Option<u64>,
+    /// How it can be reached, by its own word: `public`, `relayed`, `lan`, or `unknown`.
+    pub address: &'static str,
+    /// Its health, as far as anybody observed it.
+    pub health: Health,
+    /// Since when, in wall milliseconds; none where nothing was observed.
+    pub since_ms: Option<u64>,
+    /// The names of those who observed it.
+    pub observers: Vec<String>,
     /// The version of its program.
     pub version: Option<String>,
 }
@@ -310,16 +320,26 @@ impl Runtime {
     /// Everybody in a federation, past members included.
     pub fn members(&self, id: &FederationId) -> Vec<MemberInfo> {
         let (own, now) = (self.0.state.identity().member(), self.0.state.now());
+        let documentation = self.0.options.documentation;
         let listed = self.0.state.with(id, |federation| {
             let of = |member: &kos_governance::roster::Member| {
-                let version =
-                    federation.directory().node(now, member.id).map(|found| found.entry.version.to_string());
-                (member.clone(), version)
+                let node = federation.directory().node(now, member.id).map(|found| found.entry);
+                let version = node.map(|node| node.version.to_string());
+                let observed = observed(federation, &member.id);
+                let observers = names_of(federation, &observed.observers);
+                (
+                    member.clone(),
+                    version,
+                    node.map_or("unknown", |node| address_class(node, documentation)),
+                    observed,
+                    observers,
+                )
             };
             federation.roster().members().map(of).collect::<Vec<_>>()
         });
         let seen = lock(&self.0.seen).clone();
-        let info = |(member, version): (kos_governance::roster::Member, Option<String>)| MemberInfo {
+        type Listed = (kos_governance::roster::Member, Option<String>, &'static str, Observed, Vec<String>);
+        let info = |(member, version, address, observed, observers): Listed| MemberInfo {
             member: member.id,
             name: member.name.clone(),
             role: member.role,
@@ -327,6 +347,10 @@ impl Runtime {
             me: member.id == own,
             link: if member.id == own { None } else { self.best_link(&member.key()) },
             seen_ms: seen.get(&member.key()).copied(),
+            address,
+            health: observed.health,
+            since_ms: (observed.health != Health::Unknown).then_some(observed.since_ms),
+            observers,
             version,
         };
         let mut members: Vec<MemberInfo> = listed.unwrap_or_default().into_iter().map(info).collect();
@@ -560,6 +584,24 @@ impl Runtime {
     /// The member behind a libp2p id, in any of our federations.
     pub fn member_of_peer(&self, peer: &kos_mesh::PeerId) -> Option<MemberId> {
         self.0.state.memberships(&key_of(peer)?).first().map(|(_, member)| *member)
+    }
+}
+
+/// What a node's record says of how it is reached.
+fn address_class(node: &NodeRecord, documentation: Documentation) -> &'static str {
+    let addresses = || node.addresses.iter().filter_map(|text| text.parse::<kos_mesh::Multiaddr>().ok());
+    let is_global = |address: &kos_mesh::Multiaddr| {
+        let is_global = kos_mesh::addr::scope(address, documentation) == kos_mesh::addr::Scope::Global;
+        is_global && !kos_mesh::addr::is_circuit(address)
+    };
+    if addresses().any(|address| is_global(&address)) {
+        "public"
+    } else if !node.relays.is_empty() {
+        "relayed"
+    } else if node.addresses.is_empty() {
+        "unknown"
+    } else {
+        "lan"
     }
 }
 

@@ -53,6 +53,31 @@ impl Client {
             .map_err(|error| Code::Protocol.because(format!("the node's answer makes no sense: {error}")))
     }
 
+    /// `GET`, an answer of lines without an end: until the node stops, or Ctrl-C.
+    ///
+    /// # Errors
+    /// As [`Client::ask`].
+    pub async fn follow(&self, path: &str, mut show: impl FnMut(&str)) -> Result<(), Failure> {
+        let response = self.send(Method::GET, path, &()).await?;
+        let (head, mut body) = response.into_parts();
+        if !head.status.is_success() {
+            let bytes = body.collect().await.map_err(|error| Code::Protocol.because(error))?.to_bytes();
+            return Err(failure(head.status, &bytes));
+        }
+        let mut lines = Lines::default();
+        loop {
+            let frame = tokio::select! {
+                _ = tokio::signal::ctrl_c() => return Ok(()),
+                frame = body.frame() => frame,
+            };
+            // A node that stops ends what it says; one that was killed breaks off, and has nothing to add either.
+            let Some(Ok(frame)) = frame else { return Ok(()) };
+            if let Some(part) = frame.data_ref() {
+                lines.add(part, &mut show);
+            }
+        }
+    }
+
     /// `GET`, the whole answer.
     ///
     /// # Errors
@@ -117,5 +142,33 @@ pub fn failure(status: StatusCode, body: &[u8]) -> Failure {
     match serde_json::from_slice::<Answer>(body) {
         Ok(answer) => answer.error,
         Err(_) => Code::Protocol.because(format!("the node answered {status}")),
+    }
+}
+
+/// Puts lines together from parts that end anywhere.
+#[derive(Default)]
+struct Lines(Vec<u8>);
+
+impl Lines {
+    fn add(&mut self, part: &[u8], mut show: impl FnMut(&str)) {
+        self.0.extend_from_slice(part);
+        while let Some(end) = self.0.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.0.drain(..=end).collect();
+            show(String::from_utf8_lossy(&line[..end]).as_ref());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_whole_wherever_their_parts_end() {
+        let (mut lines, mut seen) = (Lines::default(), Vec::new());
+        for part in ["{\"a\"", ":1}\n{\"b\":2}\n", "", "\n{\"c\":"] {
+            lines.add(part.as_bytes(), |line| seen.push(line.to_owned()));
+        }
+        assert_eq!(seen, ["{\"a\":1}", "{\"b\":2}", ""]);
     }
 }

@@ -1,20 +1,19 @@
 //! The route behind `kai logs tail`: the last lines, and those that follow.
 
+use super::ndjson;
 use crate::{
     daemon::Daemon,
     errors::{Code, Failure},
 };
 use axum::{
     Router,
-    body::Body,
     extract::{Query, State, rejection::QueryRejection},
     response::Response,
     routing::get,
 };
-use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
 use serde::Deserialize;
-use std::{convert::Infallible, sync::Arc};
+use std::sync::Arc;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 pub(super) fn router() -> Router<Arc<Daemon>> {
@@ -39,18 +38,10 @@ async fn tail(
     let (kept, follow) = daemon.logs.ring.tail(wanted.lines);
     let kept = stream::iter(kept);
     if !wanted.follow {
-        return Ok(response(kept));
+        return Ok(ndjson(kept));
     }
     let stop = daemon.stop.clone();
-    Ok(response(kept.chain(followed(follow)).take_until(async move { stop.cancelled().await })))
-}
-
-fn response(lines: impl Stream<Item = Arc<str>> + Send + 'static) -> Response {
-    let lines = lines.map(|line| Ok::<_, Infallible>(Bytes::from(format!("{line}\n"))));
-    let mut response = Response::new(Body::from_stream(lines));
-    let kind = http::HeaderValue::from_static("application/x-ndjson");
-    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
-    response
+    Ok(ndjson(kept.chain(followed(follow)).take_until(async move { stop.cancelled().await })))
 }
 
 /// The lines from now on. A reader that is too slow is told how many it has missed.

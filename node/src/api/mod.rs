@@ -5,6 +5,7 @@
 
 mod agent_routes;
 pub mod client;
+mod directory_routes;
 pub mod http;
 mod log_routes;
 mod node_routes;
@@ -15,16 +16,22 @@ pub use types::*;
 use crate::{daemon::Daemon, errors::Failure, os};
 use axum::{
     Json, Router,
+    body::Body,
     http::StatusCode,
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 /// Commands served at once.
 const COMMANDS_MAX: usize = 64;
+
+/// Shortest time between two answers to a subscription.
+const ANSWER_CHANGES_PAUSE: Duration = Duration::from_millis(100);
 
 /// The version of every JSON object the node prints or answers with.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -70,9 +77,22 @@ fn reply<T: Serialize>(value: T) -> Reply<T> {
     Ok(Json(answer(value)))
 }
 
+/// One JSON object a line, for as long as there are any.
+fn ndjson(lines: impl Stream<Item = Arc<str>> + Send + 'static) -> Response {
+    let lines = lines.map(|line| Ok::<_, Infallible>(Bytes::from(format!("{line}\n"))));
+    let mut response = Response::new(Body::from_stream(lines));
+    let kind = axum::http::HeaderValue::from_static("application/x-ndjson");
+    response.headers_mut().insert(axum::http::header::CONTENT_TYPE, kind);
+    response
+}
+
 /// Every route commands use.
 pub fn router(daemon: Arc<Daemon>) -> Router {
-    node_routes::router().merge(agent_routes::router()).merge(log_routes::router()).with_state(daemon)
+    node_routes::router()
+        .merge(agent_routes::router())
+        .merge(directory_routes::router())
+        .merge(log_routes::router())
+        .with_state(daemon)
 }
 
 /// Answers commands on the socket until `stop`.

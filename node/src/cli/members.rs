@@ -1,6 +1,6 @@
 //! `kai members`.
 
-use super::{Context, say};
+use super::{Context, find::observers, say};
 use crate::{
     api::TextRequest,
     errors::{Exit, Failure},
@@ -82,17 +82,27 @@ fn render(answer: &Value, all: bool, now_ms: u64) -> String {
             (false, Some(path)) => path.to_owned(),
             (false, None) => "-".to_owned(),
         };
+        let status = match member["standing"].as_str() {
+            Some("active") => member["health"].as_str().unwrap_or_default().to_owned(),
+            standing => standing.unwrap_or_default().to_owned(),
+        };
         [
             name,
+            text::clean(member["address"].as_str().unwrap_or_default()),
+            status,
+            member["since_ms"]
+                .as_u64()
+                .map_or_else(|| "-".to_owned(), |since_ms| text::ago(since_ms, now_ms)),
+            observers(&member["observers"]),
+            text::clean(member["version"].as_str().unwrap_or("-")),
             member["role"].as_str().unwrap_or_default().to_lowercase(),
-            member["standing"].as_str().unwrap_or_default().to_owned(),
             path,
             link["rtt_ms"].as_f64().map_or_else(|| "-".to_owned(), text::millis),
-            member["seen_ms"].as_u64().map_or_else(|| "-".to_owned(), |seen_ms| text::ago(seen_ms, now_ms)),
-            text::clean(member["version"].as_str().unwrap_or("-")),
             member["member"].as_str().map(|id| text::short_id(&id)).unwrap_or_default(),
         ]
     };
     let rows: Vec<_> = members.filter(|member| all || member["standing"] == "active").map(row).collect();
-    text::table(["NAME", "ROLE", "STANDING", "PATH", "RTT", "SEEN", "VERSION", "MEMBER"], &rows)
+    let heading =
+        ["NAME", "ADDRESS", "STATUS", "SINCE", "OBSERVERS", "VERSION", "ROLE", "PATH", "RTT", "MEMBER"];
+    text::table(heading, &rows)
 }

@@ -7,8 +7,10 @@ mod call;
 mod completions;
 mod config;
 mod demo;
+mod directory;
 mod down;
 mod explain;
+mod find;
 mod forward;
 mod fsck;
 mod id;
@@ -19,6 +21,7 @@ mod logs;
 mod members;
 mod peers;
 mod ping;
+mod record;
 mod relay;
 mod status;
 mod up;
@@ -72,6 +75,14 @@ enum Command {
     /// Agents: what this node offers, and what others do.
     #[command(subcommand)]
     Agent(agent::Command),
+    /// What there is in the federation: nodes, agents and services.
+    Find(find::Args),
+    /// Signed records of the directory.
+    #[command(subcommand)]
+    Record(record::Command),
+    /// The directory: what it holds, and what was refused.
+    #[command(subcommand)]
+    Directory(directory::Command),
     /// Call an agent.
     Call(call::Args),
     /// Open a port of this machine that leads to an agent.
@@ -203,6 +214,9 @@ fn run(args: Args) -> Result<Exit, Failure> {
             Command::Leave(args) => leave::run(&context, args).await,
             Command::Relay(command) => relay::run(&context, command).await,
             Command::Agent(command) => agent::run(&context, command).await,
+            Command::Find(args) => find::run(&context, args).await,
+            Command::Record(command) => record::run(&context, command).await,
+            Command::Directory(command) => directory::run(&context, command).await,
             Command::Call(args) => call::run(&context, args).await,
             Command::Forward(args) => forward::run(&context, args).await,
             Command::Logs(command) => logs::run(&context, command).await,

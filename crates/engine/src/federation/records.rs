@@ -24,7 +24,9 @@ impl Federation {
         });
         match looked_at {
             Ok((kos_directory::Screened::Known, _)) => Screened::Done(self.count(from, Ok(Verdict::Known))),
-            Ok((kos_directory::Screened::Verify(key), claim)) => Screened::Check(Check { from, claim, key }),
+            Ok((kos_directory::Screened::Verify(key), claim)) => {
+                Screened::Check(Box::new(Check { from, claim, key }))
+            }
             Err(error) => Screened::Done(self.count(from, Err(error.into()))),
         }
     }
