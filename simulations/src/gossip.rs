@@ -90,6 +90,8 @@ pub struct Router {
     mesh: BTreeSet<usize>,
     seen: BTreeMap<u32, u64>,
     recent: VecDeque<(u64, u32)>,
+    /// Who sent what is still being validated: they need no copy back.
+    senders: BTreeMap<u32, BTreeSet<usize>>,
     asked: BTreeSet<u32>,
     heartbeats: u64,
 }
@@ -130,18 +132,22 @@ impl Router {
     }
 
     /// Whether a message is news; then, once it is found valid, [`Self::forward`] it.
-    pub fn is_news(&mut self, message: u32) -> bool {
+    pub fn is_news(&mut self, message: u32, from: usize) -> bool {
         let is_news = !self.seen.contains_key(&message);
         if is_news {
             self.seen.insert(message, self.heartbeats);
+            self.senders.insert(message, BTreeSet::from([from]));
+        } else if let Some(senders) = self.senders.get_mut(&message) {
+            senders.insert(from);
         }
         is_news
     }
 
-    /// A message was found valid.
-    pub fn forward(&mut self, message: u32, from: usize) -> Vec<Send> {
+    /// A message was found valid: whoever sent it meanwhile has it.
+    pub fn forward(&mut self, message: u32) -> Vec<Send> {
         self.recent.push_back((self.heartbeats, message));
-        let others = self.mesh.iter().filter(|peer| **peer != from);
+        let senders = self.senders.remove(&message).unwrap_or_default();
+        let others = self.mesh.iter().filter(|peer| !senders.contains(*peer));
         others.map(|to| Send { to: *to, rpc: Rpc::Message(message) }).collect()
     }
 

@@ -18,8 +18,6 @@ use std::sync::Arc;
 const FEDERATION: FederationId = FederationId::from_bytes([9; 32]);
 /// Bytes a second a home's line sends: 20 Mbit/s.
 const UPLINK_BYTES_PER_S: u64 = 2_500_000;
-/// What a node needs before it forwards: one signature and the way through the event loop, in microseconds.
-const VALIDATION_US: u64 = 1_000;
 /// A lost packet comes again after a round trip and a half, at the least after this time (RFC 9002).
 const RETRANSMIT_US_MIN: u64 = 50_000;
 
@@ -42,6 +40,8 @@ pub struct Setup {
     pub latency: Latency,
     /// Packets lost, in thousandths.
     pub loss_permille: u32,
+    /// What a node needs before it forwards: one signature and the way through the event loop, in microseconds.
+    pub validation_us: u64,
     /// What everything drawn comes from.
     pub seed: u64,
 }
@@ -57,6 +57,7 @@ impl Default for Setup {
             params: Params::default(),
             latency: Latency::Internet { percent: 100 },
             loss_permille: 5,
+            validation_us: 1_000,
             seed: 1,
         }
     }
@@ -92,7 +93,7 @@ pub struct Figures {
 enum Event {
     Publish(u32),
     Arrive { to: usize, from: usize, rpc: Rpc },
-    Validated { at: usize, from: usize, message: u32 },
+    Validated { at: usize, message: u32 },
     Heartbeat(usize),
 }
 
@@ -191,7 +192,7 @@ impl World<'_> {
             match event {
                 Event::Publish(number) => self.publish(number),
                 Event::Arrive { to, from, rpc } => self.arrive(to, from, rpc),
-                Event::Validated { at, from, message } => self.validated(at, from, message),
+                Event::Validated { at, message } => self.validated(at, message),
                 Event::Heartbeat(node) => {
                     let sends = self.nodes[node].router.heartbeat(&self.setup.params, &mut self.random);
                     self.send(node, sends);
@@ -235,8 +236,8 @@ impl World<'_> {
         let node = &mut self.nodes[to];
         if let Rpc::Message(message) = rpc {
             self.messages[message as usize].copies += 1;
-            if node.router.is_news(message) {
-                self.queue.after(VALIDATION_US, Event::Validated { at: to, from, message });
+            if node.router.is_news(message, from) {
+                self.queue.after(self.setup.validation_us, Event::Validated { at: to, message });
             }
             return;
         }
@@ -244,7 +245,7 @@ impl World<'_> {
         self.send(to, sends);
     }
 
-    fn validated(&mut self, at: usize, from: usize, message: u32) {
+    fn validated(&mut self, at: usize, message: u32) {
         let (now, now_us) = (self.now(), self.queue.now_us());
         let held = &mut self.messages[message as usize];
         let directory = &mut self.nodes[at].directory;
@@ -256,7 +257,7 @@ impl World<'_> {
             return;
         }
         held.reached_us[at] = now_us;
-        let sends = self.nodes[at].router.forward(message, from);
+        let sends = self.nodes[at].router.forward(message);
         self.send(at, sends);
     }
 

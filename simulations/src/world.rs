@@ -731,14 +731,14 @@ impl<'a> World<'a> {
                 self.live(to, Liveness::Acknowledged { after_ms })
             }
             Payload::Gossip(Rpc::Message(message)) => {
-                if !self.nodes[to].router.is_news(message) {
+                if !self.nodes[to].router.is_news(message, from) {
                     return Ok(());
                 }
                 let item = self.messages[message as usize].clone();
                 let member = Some(self.nodes[from].person.id());
                 let verdict = self.handle(to, Input::Heard { from: member, item: &item })?;
                 if verdict == Some(Verdict::New) {
-                    let sends = self.nodes[to].router.forward(message, from);
+                    let sends = self.nodes[to].router.forward(message);
                     self.send(to, sends);
                 }
                 Ok(())
