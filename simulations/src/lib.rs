@@ -8,6 +8,7 @@
 //! `tests/calibration.rs`.
 
 pub mod check;
+pub mod figure;
 pub mod gossip;
 pub mod latency;
 pub mod people;

@@ -1,7 +1,15 @@
 //! The `kos-simulations` command.
 
 use clap::{Parser, Subcommand};
-use kos_simulations::{gossip::Params, latency::Latency, reach, reach::Setup, scenario::Scenario, world};
+use kos_simulations::{
+    figure::{Plot, Series},
+    gossip::Params,
+    latency::Latency,
+    reach,
+    reach::Setup,
+    scenario::Scenario,
+    world,
+};
 use std::{path::PathBuf, process::ExitCode};
 
 /// Networks of engines in virtual time. One command for each figure.
@@ -43,6 +51,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// What gossip costs in bytes against how fast it is, by mesh peers and latencies: CSV and SVG.
+    Curve {
+        /// Nodes.
+        #[arg(long, default_value_t = 1_000)]
+        nodes: usize,
+        /// Seed.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Where the files go.
+        #[arg(long, default_value = "docs/figures")]
+        folder: PathBuf,
+    },
     /// A network under faults, and whether the rules hold: a file, or the name of one in `simulations/scenarios`.
     Scenario {
         /// Which.
@@ -82,6 +102,13 @@ fn main() -> ExitCode {
             }
             ExitCode::SUCCESS
         }
+        Command::Curve { nodes, seed, folder } => match curve(nodes, seed, &folder) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("error: {}: {error}", folder.display());
+                ExitCode::FAILURE
+            }
+        },
         Command::Scenario { file, seed, seeds, json } => match read(&file) {
             Ok(scenario) => scenarios(&scenario, seed..seed + seeds, json),
             Err(error) => {
@@ -90,6 +117,36 @@ fn main() -> ExitCode {
             }
         },
     }
+}
+
+fn curve(nodes: usize, seed: u64, folder: &std::path::Path) -> std::io::Result<()> {
+    let mut csv =
+        "latency_percent,degree,reach_mean_ms,reach_p99_ms,bytes_per_useful_byte,copies,missed\n".to_owned();
+    let mut series = Vec::new();
+    for percent in [50, 100, 200] {
+        let mut points = Vec::new();
+        for degree in 2..=8 {
+            let params = Params::of_degree(degree);
+            let latency = Latency::Internet { percent };
+            let figures = reach::run(&Setup { nodes, seed, params, latency, ..Setup::default() });
+            let reach::Figures { reach_mean_ms, reach_p99_ms, bytes_per_useful_byte, copies, missed, .. } =
+                figures;
+            csv += &format!(
+                "{percent},{degree},{reach_mean_ms:.1},{reach_p99_ms:.1},{bytes_per_useful_byte:.3},{copies:.3},{missed}\n"
+            );
+            points.push((reach_mean_ms, bytes_per_useful_byte, format!("D={degree}")));
+        }
+        series.push(Series { name: format!("latencies at {percent} %"), points });
+    }
+    let plot = Plot {
+        title: format!("A record of 1 KiB in {nodes} nodes: bytes received for each useful one"),
+        x: "mean time to reach a node, ms".to_owned(),
+        y: "bytes for each useful byte".to_owned(),
+        series,
+    };
+    std::fs::create_dir_all(folder)?;
+    std::fs::write(folder.join("gossip-curve.csv"), csv)?;
+    std::fs::write(folder.join("gossip-curve.svg"), plot.to_svg())
 }
 
 fn read(file: &std::path::Path) -> Result<Scenario, String> {
