@@ -188,7 +188,7 @@ pub const SCHEMA_BYTES_MAX: usize = 3_072;
 pub const SCHEMA_DEPTH_MAX: usize = 32;
 /// Greatest weight of a JSON Schema: what is checked of one value at most, with references followed.
 pub const SCHEMA_WEIGHT_MAX: u32 = 512;
-/// Most patterns in a JSON Schema.
+/// Most different patterns in the schemas of a contract.
 pub const SCHEMA_PATTERNS_MAX: usize = 8;
 /// Longest pattern in a JSON Schema.
 pub const SCHEMA_PATTERN_BYTES_MAX: usize = 128;

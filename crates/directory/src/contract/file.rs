@@ -427,26 +427,27 @@ fn without_blanks(json: &str) -> String {
 /// Finds a place of the contract in the file: the innermost value on the way to it that is there, so the text or the
 /// name of a file where a schema is one of these. A keyword that is none is found by itself, not by its value.
 fn locate(root: &Table<'_>, place: &At, fault: Fault) -> Located {
-    let at_name = matches!(fault, Fault::Schema(SchemaFault::Keyword(_)));
     let keys = place.key.split(['.', '[']).map(|step| step.trim_end_matches(']').to_owned());
     let pointer = place.pointer.split('/').skip(1).map(|step| step.replace("~1", "/").replace("~0", "~"));
-    let (mut at, mut inner) = (root.at, None);
+    let (mut at, mut at_name, mut inner) = (root.at, root.at, None);
     for step in keys.chain(pointer) {
         let entries = inner.map_or(Some(root.entries), DeValue::as_table);
         let named = |name: &str| entries.and_then(|entries| entries.get_key_value(name));
         let numbered = || inner?.as_array()?.get(step.parse::<usize>().ok()?);
-        let value = match (named(&step).or_else(|| named(&format!("{step}_file"))), numbered()) {
-            (Some((name, value)), _) => {
-                at = if at_name { name.span() } else { value.span() }.start;
-                value
-            }
-            (None, Some(value)) => {
-                at = value.span().start;
-                value
-            }
-            (None, None) => break,
+        let value = if let Some((name, value)) = named(&step).or_else(|| named(&format!("{step}_file"))) {
+            at_name = name.span().start;
+            value
+        } else if let Some(value) = numbered() {
+            value
+        } else {
+            at_name = at;
+            break;
         };
+        at = value.span().start;
         inner = Some(value.get_ref());
+    }
+    if matches!(fault, Fault::Schema(SchemaFault::Keyword(_))) {
+        at = at_name;
     }
     Located { at, key: place.to_string(), fault: FileFault::Contract(fault) }
 }

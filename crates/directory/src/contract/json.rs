@@ -48,10 +48,9 @@ struct Seed<'a> {
 }
 
 impl Seed<'_> {
-    /// For what is inside; refuses what is too deep.
-    fn inner<E: Error>(&mut self) -> Result<Seed<'_>, E> {
-        let depth = self.depth.checked_sub(1).ok_or_else(|| E::custom("nested too deeply"))?;
-        Ok(Seed { depth, longest: self.longest })
+    /// How deep what is inside may nest; refuses a list or an object that is too deep itself.
+    fn depth_inside<E: Error>(&self) -> Result<usize, E> {
+        self.depth.checked_sub(1).ok_or_else(|| E::custom("nested too deeply"))
     }
 }
 
@@ -85,21 +84,23 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
         Ok(Value::String(value.to_owned()))
     }
-    fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<Value, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let depth = self.depth_inside()?;
         let mut list = Vec::new();
-        while let Some(item) = items.next_element_seed(self.inner()?)? {
+        while let Some(item) = items.next_element_seed(Seed { depth, longest: self.longest })? {
             list.push(item);
         }
         *self.longest = list.len().max(*self.longest);
         Ok(Value::Array(list))
     }
-    fn visit_map<A: MapAccess<'de>>(mut self, mut entries: A) -> Result<Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let depth = self.depth_inside()?;
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
             if map.contains_key(&key) {
                 return Err(A::Error::custom("a key is there twice"));
             }
-            let value = entries.next_value_seed(self.inner()?)?;
+            let value = entries.next_value_seed(Seed { depth, longest: self.longest })?;
             map.insert(key, value);
         }
         Ok(Value::Object(map))
@@ -128,6 +129,7 @@ mod tests {
         assert_eq!(refusal("1e999"), "no JSON at line 1, column 5: number out of range");
         assert!(super::read(b"[[[0]]]", 3).is_ok());
         assert!(refusal("[[[[]]]]").ends_with("nested too deeply"));
+        assert!(refusal("[[[{}]]]").ends_with("nested too deeply"));
         assert!(super::read(&[b'['; 100_000], 64).is_err());
     }
 

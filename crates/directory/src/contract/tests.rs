@@ -11,7 +11,7 @@ pub(crate) fn contract() -> Contract {
         agent: "kBridge:notes".parse().unwrap(),
         methods: vec![
             method("GET", "/notes/{id}", None, Some(r#"{"type":"object"}"#)),
-            method("POST", "/notes", Some(r#"{"type":"object","required":["title"]}"#), None),
+            method("POST", "/notes", Some(r#"{"required":["title"],"type":"object"}"#), None),
         ],
         fallbacks: vec![route(7)],
         security: Security {
