@@ -27,5 +27,6 @@ pub mod outcomes;
 pub mod preamble;
 pub mod replay;
 pub mod session;
+pub mod text;
 pub mod time;
 pub mod trace;

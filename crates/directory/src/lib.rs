@@ -10,6 +10,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod accounts;
+pub mod contract;
 pub mod liveness;
 pub mod merge;
 pub mod reconcile;
