@@ -2,6 +2,7 @@
 
 use crate::{
     accounts::Accounts,
+    contract::{Checked, ContractError},
     record::{AgentRecord, Claim, Content, Kind, NodeRecord, Record, Slot},
     search::{Health, Hits, Index, Query},
 };
@@ -54,6 +55,9 @@ pub enum MergeError {
         /// Whose agent.
         author: MemberId,
     },
+    /// A service whose contract does not hold. A later version may know more.
+    #[error("the contract of a service: {0}")]
+    Contract(ContractError),
     /// Over before it came.
     #[error("a record of {author} expired {age_ms} ms ago")]
     Expired {
@@ -98,6 +102,7 @@ impl MergeError {
             Self::NotAnAuthor { .. } => "record_not_an_author",
             Self::BadSignature { .. } => "record_signature",
             Self::BadCert { .. } => "record_cert",
+            Self::Contract(_) => "record_contract",
             Self::Expired { .. } => "record_expired",
             Self::Future { .. } => "record_future",
             Self::Quota { .. } => "record_quota",
@@ -418,6 +423,23 @@ impl Directory {
             }
             _ => None,
         }
+    }
+
+    /// One service of one member, with its contract.
+    pub fn service(&self, member: MemberId, name: &str) -> Option<&Checked> {
+        let slot = Slot { author: member, kind: Kind::Service, name: name.into() };
+        match self.get(&slot)?.content() {
+            Content::Service(contract) => contract.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The services of one member that an agent of its answers.
+    pub fn services_of(&self, member: MemberId) -> impl Iterator<Item = &Checked> {
+        self.records_of(member).filter_map(|record| match record.content() {
+            Content::Service(contract) => contract.as_ref(),
+            _ => None,
+        })
     }
 
     /// The best matches of a query, one page of them. Costs no more than a few milliseconds with 100,000 records.

@@ -8,21 +8,27 @@ mod agent;
 mod kind;
 mod link;
 mod node;
+mod service;
 mod suspect;
 
 pub use agent::{AgentCert, AgentRecord, Capability};
 pub use kind::{KIND_BYTES_MAX, Kind, Slot};
 pub use link::{LINK_RECORD_EVERY_MS, LinkRecord, MeasuredLink};
 pub use node::NodeRecord;
+pub use service::ServiceRecord;
 pub use suspect::SuspectRecord;
 
-use crate::merge::{Authors, MergeError};
+use crate::{
+    contract::Checked,
+    merge::{Authors, MergeError},
+};
 use kos_protocol::{
     cbor,
     id::{FederationId, MemberId, ObjectId, sha256},
     key::PublicKey,
     limits::{NAME_BYTES_MAX, RECORD_BYTES_MAX, RECORD_LIFE_MS_MAX},
     object::{Object, ObjectError, open_envelope, sig_structure},
+    text::is_display_safe,
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -60,6 +66,8 @@ pub enum Content {
     Node(Box<NodeRecord>),
     /// An agent with the key that its certificate names, which was checked; none in a tombstone.
     Agent(Box<AgentRecord>, Option<[u8; 32]>),
+    /// A service with its contract, which was checked; none in a tombstone.
+    Service(Option<Checked>),
     /// The links of a node.
     Link(Box<LinkRecord>),
     /// A suspicion.
@@ -95,7 +103,7 @@ impl Claim {
             _ => MergeError::Content("header"),
         })?;
         let header: Header = cbor::decode_canonical(&payload, RECORD_BYTES_MAX)?;
-        check(header.slot.len() <= NAME_BYTES_MAX && is_printable(&header.slot), "slot")?;
+        check(header.slot.len() <= NAME_BYTES_MAX && is_display_safe(&header.slot), "slot")?;
         let mut aad = format!("kos/{kind}/1").into_bytes();
         aad.extend_from_slice(federation.as_bytes());
         Ok(Self {
@@ -194,7 +202,8 @@ impl Claim {
                 suspicion.check()?;
                 Content::Suspect(suspicion)
             }
-            Kind::Service | Kind::Other(_) => Content::Unknown,
+            Kind::Service => Content::Service(read::<ServiceRecord>(&self.payload)?.check()?),
+            Kind::Other(_) => Content::Unknown,
         })
     }
 }
@@ -285,11 +294,6 @@ fn check(fits: bool, field: &'static str) -> Result<(), MergeError> {
 /// One word for machines: printable ASCII, not empty.
 fn is_word(text: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
-}
-
-/// Text that can be shown in a terminal: no control characters, which also rules out escape sequences.
-fn is_printable(text: &str) -> bool {
-    !text.chars().any(char::is_control)
 }
 
 /// An id as text, where it names a slot.

@@ -171,7 +171,7 @@ fn query_p99_ms(directory: &Directory) -> anyhow::Result<f64> {
         "gard",
         "photos house",
         "house 77",
-        "class:kPlanner weather cap:http",
+        "class:kExecutor weather cap:http",
         "kind:agent",
         "",
     ];

@@ -88,6 +88,15 @@ pub enum Violation {
     Unusable,
 }
 
+/// Two are the same when their contracts are: everything else follows from these.
+impl PartialEq for Checked {
+    fn eq(&self, other: &Self) -> bool {
+        self.contract() == other.contract()
+    }
+}
+
+impl Eq for Checked {}
+
 impl Checked {
     pub(super) fn new(contract: Contract, methods: Vec<CheckedMethod>) -> Self {
         Self(Arc::new(Inner { contract, methods }))

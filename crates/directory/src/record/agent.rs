@@ -1,12 +1,13 @@
 //! Agents and their certificates.
 
-use super::{Entry, Header, check, is_printable, is_word};
+use super::{Entry, Header, check, is_word};
 use crate::merge::MergeError;
 use kos_protocol::{
     id::{AgentId, FederationId, MemberId},
     key::PublicKey,
     limits::{CLOCK_SKEW_MS_MAX, DESCRIPTION_BYTES_MAX, RECORD_BYTES_MAX, RECORD_CAPABILITIES_MAX},
     object::{Object, Scope, Unverified},
+    text::is_display_safe,
 };
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -81,7 +82,7 @@ impl AgentRecord {
     pub(super) fn check(&self) -> Result<(), MergeError> {
         let names_fit = self.capabilities.iter().all(|capability| is_word(&capability.name));
         check(self.capabilities.len() <= RECORD_CAPABILITIES_MAX && names_fit, "capabilities")?;
-        let is_text = self.description.len() <= DESCRIPTION_BYTES_MAX && is_printable(&self.description);
+        let is_text = self.description.len() <= DESCRIPTION_BYTES_MAX && is_display_safe(&self.description);
         check(is_text, "description")?;
         check(is_word(&self.protocol), "protocol")
     }

@@ -24,7 +24,20 @@ pub(super) fn terms_of(record: &Record) -> BTreeSet<String> {
             words.push(("name", agent.agent.name().to_owned()));
             words.push(("text", agent.description.clone()));
         }
-        Content::Agent(_, None) | Content::Link(_) | Content::Suspect(_) | Content::Unknown => {}
+        Content::Service(Some(checked)) => {
+            let contract = checked.contract();
+            terms.insert("kind:service".to_owned());
+            terms.insert(format!("class:{}", contract.agent.class()));
+            terms.insert(capability_term(&contract.name, &contract.version));
+            terms.extend(contract.tags.iter().map(|tag| format!("tag:{}", tag.to_lowercase())));
+            words.push(("name", contract.name.clone()));
+            words.push(("text", contract.description.clone()));
+        }
+        Content::Agent(_, None)
+        | Content::Service(None)
+        | Content::Link(_)
+        | Content::Suspect(_)
+        | Content::Unknown => {}
     }
     let words =
         words.iter().flat_map(|(field, text)| words_of(text).map(move |word| format!("{field}:{word}")));
