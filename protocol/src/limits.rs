@@ -158,8 +158,10 @@ pub const SUSPICIONS_OF_MEMBER_MAX: usize = 16;
 pub const SUSPICIONS_PER_MINUTE: usize = 30;
 /// Longest message of a set reconciliation.
 pub const RECONCILE_BYTES_MAX: usize = 64 * 1024;
-/// Rounds one reconciliation takes at most: enough for a hundred thousand differences.
-pub const RECONCILE_ROUNDS_MAX: u32 = 64;
+/// Rounds one reconciliation takes at most: twice what two sets of 100,000 need that share nothing.
+pub const RECONCILE_ROUNDS_MAX: u32 = 256;
+/// Rounds in a row of one reconciliation that name no difference. Each splits a range in 256, so 4 reach into any set.
+pub const RECONCILE_IDLE_ROUNDS_MAX: u32 = 8;
 /// Items asked for by name in one request.
 pub const FETCH_NAMES_MAX: usize = 2_048;
 /// Most words of a query, and of a record that are searched.

@@ -1,4 +1,4 @@
-//! What a service promises: its calls, who may make them, and who answers when it does not. SPEC §9.15.
+//! What a service promises: its calls, who may make them, and who answers when it does not. SPEC §9.16.
 //!
 //! A contract is checked by [`Contract::check`], the same where it is published and where it comes from a peer; the
 //! check costs time in proportion to the contract, whatever its schemas stand for. [`Checked`] then holds calls against it,

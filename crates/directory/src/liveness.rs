@@ -13,7 +13,7 @@ mod watch;
 use crate::search::Health;
 use kos_protocol::{
     id::{MemberId, sha256},
-    limits::{SUSPICIONS_OF_MEMBER_MAX, SUSPICIONS_PER_MINUTE},
+    limits::{CLOCK_SKEW_MS_MAX, SUSPICIONS_OF_MEMBER_MAX, SUSPICIONS_PER_MINUTE},
     time::Timestamp,
 };
 use std::{
@@ -43,8 +43,8 @@ const DOUBT_MAX: u64 = 8;
 /// Who loses half of at least [`LINKS_LOST_MIN`] links within this time has lost its own network, rather than them.
 const LINKS_LOST_WITHIN_MS: u64 = 3_000;
 const LINKS_LOST_MIN: usize = 4;
-/// A record of a node made within this time shows that it is alive.
-const FRESH_MS: u64 = 2 * 60 * 1000;
+/// What a node, or somebody who is in touch with it, said within this time shows that it is alive. Clocks may differ.
+const FRESH_MS: u64 = CLOCK_SKEW_MS_MAX + 2 * 60 * 1000;
 /// The signature of a suspicion that is not heard of again is asked for again after this time.
 const MINUTE_MS: u64 = 60_000;
 
@@ -90,7 +90,9 @@ pub enum Input {
         subject: MemberId,
         /// The number of the node record it is about.
         subject_seq: u64,
-        /// Since when nothing was heard, in wall milliseconds; none: withdrawn.
+        /// When it was said, in wall milliseconds.
+        time_ms: u64,
+        /// Since when nothing was heard, in wall milliseconds; none: withdrawn, its author is in touch with it again.
         since_ms: Option<u64>,
     },
     /// What came of a probe.
@@ -165,6 +167,8 @@ struct Subject {
     probed_seq: Option<u64>,
     /// When we last heard of it ourselves, in wall milliseconds.
     heard_ms: Option<u64>,
+    /// When somebody who had lost it was last in touch with it again, in wall milliseconds.
+    seen_ms: Option<u64>,
 }
 
 impl Subject {
@@ -240,8 +244,8 @@ impl Liveness {
             Input::Acknowledged { after_ms } if after_ms <= LATE_MS => self.acknowledged.0 += 1,
             Input::Acknowledged { .. } | Input::Unacknowledged => self.acknowledged.1 += 1,
             Input::Node { member, seq, time_ms, left } => self.node(now, member, seq, time_ms, left),
-            Input::Suspicion { by, subject, subject_seq, since_ms } => {
-                self.suspicion(now, by, subject, subject_seq, since_ms);
+            Input::Suspicion { by, subject, subject_seq, time_ms, since_ms } => {
+                self.suspicion(now, by, (subject, subject_seq), time_ms, since_ms);
             }
             Input::Probed { member, outcome: Reached::Yes } => self.alive(now, member),
             Input::Probed { member, outcome: Reached::No } => self.accuse(now, member),
@@ -395,8 +399,8 @@ impl Liveness {
         &mut self,
         now: Timestamp,
         by: MemberId,
-        subject: MemberId,
-        subject_seq: u64,
+        (subject, subject_seq): (MemberId, u64),
+        time_ms: u64,
         since_ms: Option<u64>,
     ) {
         if subject == self.me {
@@ -410,7 +414,10 @@ impl Liveness {
         }
         let Some(of) = self.subject(subject) else { return };
         match since_ms {
-            None => drop(of.suspicions.remove(&by)),
+            None => {
+                of.suspicions.remove(&by);
+                of.seen_ms = of.seen_ms.max(Some(time_ms));
+            }
             Some(_) if subject_seq < of.seq => return,
             Some(_)
                 if of.suspicions.len() >= SUSPICIONS_OF_MEMBER_MAX && !of.suspicions.contains_key(&by) =>
@@ -450,7 +457,8 @@ impl Liveness {
         let quorum = self.quorum();
         let Some(subject) = self.subjects.get(&member) else { return };
         let (health, accusers) = (subject.health, subject.accusers().count());
-        let heard = subject.heard_ms.is_some_and(|at_ms| now.wall_ms.saturating_sub(at_ms) <= FRESH_MS);
+        let last_ms = subject.heard_ms.max(subject.seen_ms);
+        let heard = last_ms.is_some_and(|at_ms| now.wall_ms.saturating_sub(at_ms) <= FRESH_MS);
         // Who is in touch with it knows better, and so does who read that it left.
         if subject.in_touch() || subject.left {
             return self.disarm(Timer::Decide(member));

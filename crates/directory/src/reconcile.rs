@@ -3,8 +3,11 @@
 //!
 //! An [`Initiator`] asks, the other end answers with [`respond`] and keeps nothing in between. Elements are ordered by a
 //! number (for records the time they were made), so that what is new lies together and costs little to name.
+//!
+//! A hostile end can make ours read a message of `RECONCILE_BYTES_MAX`, walk along the set and write as much, for
+//! `RECONCILE_ROUNDS_MAX` rounds. It can claim that it lacks all we have, and that it has names which do not exist.
 
-use kos_protocol::limits::{RECONCILE_BYTES_MAX, RECONCILE_ROUNDS_MAX};
+use kos_protocol::limits::{RECONCILE_BYTES_MAX, RECONCILE_IDLE_ROUNDS_MAX, RECONCILE_ROUNDS_MAX};
 use negentropy::{Bound, Error, Id, Item, Negentropy, NegentropyStorageBase};
 use std::sync::Arc;
 
@@ -22,17 +25,21 @@ pub enum ReconcileError {
     /// Not a message of this version.
     #[error("not a reconciliation message: {0}")]
     Malformed(String),
-    /// The other end goes on and on.
+    /// The other end goes on and on. What was found so far holds; another time may find the rest.
     #[error("not reconciled in {RECONCILE_ROUNDS_MAX} rounds")]
     Rounds,
+    /// The other end says that there are differences and names none.
+    #[error("no difference named in {RECONCILE_IDLE_ROUNDS_MAX} rounds")]
+    Idle,
 }
 
-/// An immutable, ordered set. Cheap to clone.
+/// An immutable, ordered set. Cheap to clone. Orders are below `u64::MAX`, which in messages means the end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Set(Arc<[(u64, Name)]>);
 
 impl Set {
-    /// The set of these elements, in any order. Costs about 10 ms for 100,000.
+    /// The set of these elements. Costs for 100,000 of them 10 ms in any order and 2 ms in theirs, so that whoever keeps a
+    /// changing set builds it anew when it is asked for.
     pub fn new(mut elements: Vec<(u64, Name)>) -> Self {
         elements.sort_unstable();
         elements.dedup();
@@ -99,10 +106,10 @@ fn check(message: &[u8]) -> Result<(), ReconcileError> {
     if message.len() > RECONCILE_BYTES_MAX { Err(ReconcileError::TooLong(message.len())) } else { Ok(()) }
 }
 
-/// Answers a message. Costs at most two walks along the set; keeps nothing.
+/// Answers a message. Costs at most three walks along the set; keeps nothing.
 ///
 /// # Errors
-/// [`ReconcileError`].
+/// [`ReconcileError::TooLong`], [`ReconcileError::Malformed`]: refuse it.
 pub fn respond(set: &Set, message: &[u8]) -> Result<Vec<u8>, ReconcileError> {
     check(message)?;
     set.negentropy().reconcile(message).map_err(|error| ReconcileError::Malformed(error.to_string()))
@@ -124,19 +131,22 @@ pub struct Step {
 pub struct Initiator {
     set: Set,
     rounds: u32,
+    /// Rounds since the last one that named a difference.
+    idle_rounds: u32,
 }
 
 impl Initiator {
     /// Begins with the first message.
     pub fn new(set: Set) -> (Self, Vec<u8>) {
         let first = set.negentropy().initiate().expect("a new one has not begun");
-        (Self { set, rounds: 0 }, first)
+        (Self { set, rounds: 0, idle_rounds: 0 }, first)
     }
 
-    /// Takes an answer. Each round tells of some differences; hand `need` on before the next one.
+    /// Takes an answer. Most rounds tell of some differences; hand `need` on before the next one. `need` has at most as
+    /// many names as fit in a message, `have` as many as the set.
     ///
     /// # Errors
-    /// [`ReconcileError`].
+    /// [`ReconcileError`]: ask this end nothing more for now.
     pub fn step(&mut self, answer: &[u8]) -> Result<Step, ReconcileError> {
         check(answer)?;
         self.rounds += 1;
@@ -149,7 +159,12 @@ impl Initiator {
         let message = negentropy
             .reconcile_with_ids(answer, &mut have, &mut need)
             .map_err(|error| ReconcileError::Malformed(error.to_string()))?;
-        // The library's order is that of a hash table.
+        let found_some = !have.is_empty() || !need.is_empty();
+        self.idle_rounds = if found_some { 0 } else { self.idle_rounds + 1 };
+        if self.idle_rounds >= RECONCILE_IDLE_ROUNDS_MAX && message.is_some() {
+            return Err(ReconcileError::Idle);
+        }
+        // They come in the order of their ranges.
         let named = |ids: Vec<Id>| {
             let mut names: Vec<Name> = ids.iter().map(|id| *id.as_bytes()).collect();
             names.sort_unstable();

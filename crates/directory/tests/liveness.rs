@@ -28,7 +28,7 @@ fn member(n: usize) -> MemberId {
 }
 
 fn suspicion(by: usize, subject: usize, subject_seq: u64, since_ms: Option<u64>) -> Input {
-    Input::Suspicion { by: member(by), subject: member(subject), subject_seq, since_ms }
+    Input::Suspicion { by: member(by), subject: member(subject), subject_seq, time_ms: T0, since_ms }
 }
 
 fn node(n: usize, seq: u64, time_ms: u64, left: bool) -> Input {
@@ -179,7 +179,16 @@ impl Network {
                     self.after(delay_ms, n, Input::Probed { member: subject, outcome });
                 }
                 Output::Suspect { subject, subject_seq, since_ms } => {
-                    self.gossip(n, &Input::Suspicion { by: member(n), subject, subject_seq, since_ms });
+                    self.gossip(
+                        n,
+                        &Input::Suspicion {
+                            by: member(n),
+                            subject,
+                            subject_seq,
+                            time_ms: T0 + self.now_ms,
+                            since_ms,
+                        },
+                    );
                 }
                 Output::Refute => {
                     self.records[n] += 1;

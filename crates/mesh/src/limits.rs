@@ -107,6 +107,12 @@ pub const GOSSIP_TOPICS_MAX: usize = 64;
 pub const GOSSIP_TOPIC_CHANGES_MAX: usize = 2 * GOSSIP_TOPICS_MAX;
 /// Gossip messages a second from one peer, beyond a burst of ten seconds' worth. More are ignored.
 pub const GOSSIP_PER_PEER_PER_SECOND: u32 = 50;
+/// Gossip mesh peers a node wants: each message comes about so often, less one. `docs/decisions.md` has the curve.
+pub const GOSSIP_MESH_N: usize = 3;
+/// Peers beside the mesh that are told of what is here at each heartbeat.
+pub const GOSSIP_LAZY: usize = 1;
+/// Heartbeats a message is told of.
+pub const GOSSIP_HISTORY: usize = 3;
 /// Messages a peer's queue holds.
 pub const GOSSIP_QUEUE_MAX: usize = 512;
 

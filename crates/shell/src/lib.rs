@@ -41,7 +41,7 @@ pub use join::{
 };
 pub use key_files::{Secrets, SecretsError};
 pub use kos_mesh::Documentation;
-pub use measure::Knowledge;
+pub use measure::{Extra, Knowledge};
 pub use options::{NodeRole, Options};
 pub use publish::{AgentOffer, PublishFailed};
 pub use query::{AuthorStats, DirectoryStats, Found, Hit, RecordError, Shown};

@@ -1,5 +1,6 @@
 //! `kai bench`: figures as ratios against a peer, medians of alternating runs.
 
+pub mod directory;
 mod forward;
 pub mod link;
 pub mod node;

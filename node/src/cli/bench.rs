@@ -11,6 +11,8 @@ use crate::{
 pub enum Command {
     /// KLP against raw quinn: bulk, new exchanges, ping-pong; and `kai forward` against direct HTTP.
     Link(Size),
+    /// The directory: 100,000 records in memory, found, reconciled, and taken over by a node that joins.
+    Directory(Records),
     /// A real node: start, status, memory with 20 peers, flows. Takes about two minutes.
     Node(Runs),
 }
@@ -21,6 +23,14 @@ pub struct Runs {
     /// Starts measured; the figure is the median.
     #[arg(long, default_value_t = bench::RUNS)]
     runs: usize,
+}
+
+/// How many records.
+#[derive(Debug, clap::Args)]
+pub struct Records {
+    /// Records in the directory.
+    #[arg(long, default_value_t = 100_000)]
+    records: usize,
 }
 
 /// How much work.
@@ -54,6 +64,9 @@ pub(super) async fn run(context: &Context, command: Command) -> Result<Exit, Fai
                 only: size.only,
             };
             bench::link::run(place.path(), size).await
+        }
+        Command::Directory(Records { records }) => {
+            bench::directory::run(place.path(), records.max(1_000)).await
         }
         Command::Node(Runs { runs }) => bench::node::run(place.path(), runs.max(1)).await,
     };

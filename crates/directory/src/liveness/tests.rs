@@ -23,7 +23,7 @@ fn outputs(liveness: &mut Liveness) -> Vec<Output> {
 }
 
 fn suspicion(by: usize, subject: usize, subject_seq: u64, since_ms: Option<u64>) -> Input {
-    Input::Suspicion { by: member(by), subject: member(subject), subject_seq, since_ms }
+    Input::Suspicion { by: member(by), subject: member(subject), subject_seq, time_ms: T0, since_ms }
 }
 
 fn node(n: usize, seq: u64, time_ms: u64, left: bool) -> Input {
@@ -108,7 +108,13 @@ fn a_refutation_in_time_and_a_withdrawal_end_it() {
     assert_eq!(health(&liveness, 1), Health::Suspect);
     liveness.handle(at(120 * S), suspicion(2, 1, 8, None));
     liveness.handle(at(120 * S), suspicion(3, 1, 8, None));
-    assert_eq!(health(&liveness, 1), Health::Unknown);
+    assert_eq!(health(&liveness, 1), Health::Alive, "those who had lost it are in touch with it");
+    let day = 24 * 3600 * S;
+    for by in 2..5 {
+        liveness.handle(at(day), suspicion(by, 1, 8, Some(T0)));
+        liveness.handle(at(day), suspicion(by, 1, 8, None));
+    }
+    assert_eq!(health(&liveness, 1), Health::Unknown, "that they said long ago");
 }
 
 #[test]

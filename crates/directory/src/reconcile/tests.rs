@@ -58,10 +58,10 @@ fn identical_sets_cost_a_kilobyte_and_one_round() {
 fn the_newest_hundred_cost_less_than_a_hundred_bytes_each() {
     let all: BTreeSet<_> = (0..100_000).map(element).collect();
     let older: BTreeSet<_> = (0..99_900).map(element).collect();
-    for (ours, theirs) in [(&older, &all), (&all, &older)] {
+    for (ours, theirs, rounds_max) in [(&older, &all, 3), (&all, &older, 2)] {
         let outcome = check_difference(ours, theirs);
         println!("{} bytes, {} rounds", outcome.bytes, outcome.rounds);
-        assert!(outcome.bytes <= 100 * 100 && outcome.rounds <= 3);
+        assert!(outcome.bytes <= 100 * 100 && outcome.rounds <= rounds_max);
     }
 }
 
@@ -84,20 +84,67 @@ fn elements_follow_each_other_from_any_of_them() {
     assert!(set.after(Some((u64::MAX, [0; 32]))).is_empty());
 }
 
-/// Answers for ever with a range that nobody has.
+/// Far more differences than one message names, so that every message of both ends is cut at its frame.
 #[test]
-fn an_end_that_never_comes_to_one_is_left() {
+fn differences_everywhere_are_found_in_frames() {
+    for every in [2, 3, 10] {
+        let of = |left_out: u64| (0..20_000).filter(|n| n % every != left_out).map(element).collect();
+        let outcome = check_difference(&of(0), &of(1));
+        assert!(outcome.rounds > 5, "{} rounds", outcome.rounds);
+    }
+}
+
+#[test]
+fn the_worst_of_a_hundred_thousand_elements_takes_half_of_the_rounds() {
+    let all = || (0..100_000).map(element).collect::<BTreeSet<_>>();
+    let missing_every_tenth = all().into_iter().filter(|(order, _)| order % 10 != 7).collect();
+    let others = (100_000..200_000).map(element).map(|(order, name)| (order - 100_000, name)).collect();
+    for theirs in [missing_every_tenth, others] {
+        for (ours, theirs) in [(&all(), &theirs), (&theirs, &all())] {
+            let outcome = check_difference(ours, theirs);
+            println!("{} bytes, {} rounds", outcome.bytes, outcome.rounds);
+            assert!(outcome.rounds <= RECONCILE_ROUNDS_MAX as usize / 2, "{} rounds", outcome.rounds);
+        }
+    }
+}
+
+/// The error that ends a reconciliation with an end that gives the same answer for ever, and the rounds it took.
+fn answered_for_ever(answer: &[u8]) -> (ReconcileError, u32) {
     let set = Set::new((0..1_000).map(element).collect());
     let (mut initiator, _) = Initiator::new(set);
+    for round in 1.. {
+        match initiator.step(answer) {
+            Ok(step) => assert!(step.message.is_some()),
+            Err(error) => return (error, round),
+        }
+    }
+    unreachable!("the numbers end before it does");
+}
+
+#[test]
+fn an_end_that_names_no_difference_is_left() {
     let mut answer = vec![0x61, 0, 0, 1];
     answer.extend([0xee; 16]);
-    let error = loop {
-        match initiator.step(&answer) {
-            Ok(step) => assert!(step.message.is_some()),
-            Err(error) => break error,
-        }
-    };
-    assert_eq!(error, ReconcileError::Rounds);
+    assert_eq!(answered_for_ever(&answer), (ReconcileError::Idle, RECONCILE_IDLE_ROUNDS_MAX));
+}
+
+#[test]
+fn an_end_that_invents_names_for_ever_is_left() {
+    // Below T0 it has one name, behind it something else than we have.
+    let mut answer = vec![0x61, 0x02, 0, 2, 1];
+    answer.extend([0xaa; NAME_BYTES]);
+    answer.extend([0, 0, 1]);
+    answer.extend([0xee; 16]);
+    assert_eq!(answered_for_ever(&answer), (ReconcileError::Rounds, RECONCILE_ROUNDS_MAX + 1));
+}
+
+/// Whoever does not speak this version is told which one we speak, as the format says.
+#[test]
+fn another_version_is_answered_with_ours() {
+    let set = Set::new((0..10).map(element).collect());
+    assert_eq!(respond(&set, &[0x62, 0, 0, 0]), Ok(vec![0x61]));
+    let (mut initiator, _) = Initiator::new(set);
+    assert!(matches!(initiator.step(&[0x62]), Err(ReconcileError::Malformed(_))));
 }
 
 #[test]

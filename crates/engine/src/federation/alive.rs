@@ -52,6 +52,7 @@ impl Federation {
                 by: suspicion.author,
                 subject: suspicion.subject,
                 subject_seq: suspicion.subject_seq,
+                time_ms: suspicion.time_ms,
                 since_ms: suspicion.since_ms,
             },
             _ => return,

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use super::config::{Config, Role};
-use super::counters::Refusal;
+use super::counters::{Deed, Refusal};
 use super::filter::{Filter, Rule};
 use super::gate::Gate;
 use super::klp;
@@ -70,13 +70,25 @@ fn bounds(config: &Config) -> klp::Bounds {
     }
 }
 
-fn gossip() -> Result<Gossip, StartError> {
+fn gossip(shared: &Arc<Shared>) -> Result<Gossip, StartError> {
     let failed = |reason: String| StartError::Behaviour { what: "gossipsub", reason };
+    let shared = shared.clone();
     let config = gossipsub::ConfigBuilder::default()
         .protocol_id(GOSSIP_PROTOCOL.as_ref().to_owned(), gossipsub::Version::V1_1)
         .validation_mode(gossipsub::ValidationMode::Anonymous)
         .validate_messages()
-        .message_id_fn(|message| gossip_id(message.topic.as_str(), &message.data).to_vec().into())
+        .message_id_fn(move |message| {
+            // Asked for every message that comes, before it is known whether it is news.
+            shared.counters.count(Deed::GossipCopy);
+            gossip_id(message.topic.as_str(), &message.data).to_vec().into()
+        })
+        .mesh_n(limits::GOSSIP_MESH_N)
+        .mesh_n_low(limits::GOSSIP_MESH_N - 1)
+        .mesh_n_high(limits::GOSSIP_MESH_N + 1)
+        .mesh_outbound_min(1)
+        .gossip_lazy(limits::GOSSIP_LAZY)
+        .gossip_factor(0.0)
+        .history_gossip(limits::GOSSIP_HISTORY)
         .max_transmit_size(limits::GOSSIP_BYTES_MAX + 1_024)
         .connection_handler_queue_len(limits::GOSSIP_QUEUE_MAX)
         .max_publish_messages(64)
@@ -231,7 +243,7 @@ fn behaviour(
         klp: klp::Behaviour::new(shared.clone(), events.clone(), bounds(config)),
         identify: Filter::new(identify::Behaviour::new(identify), Rule::NamesNoAddresses),
         ping: Gate::direct(ping::Behaviour::new(ping)),
-        gossip: Gate::members(gossip()?, &GOSSIP_PROTOCOL),
+        gossip: Gate::members(gossip(shared)?, &GOSSIP_PROTOCOL),
         relay_client,
         dcutr: Some(dcutr::Behaviour::new(local)).filter(|_| !is_relay).into(),
         autonat: Gate::direct(autonat::v2::client::Behaviour::default()),

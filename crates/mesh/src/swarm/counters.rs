@@ -97,6 +97,8 @@ labels! {
         StreamOut = "stream_out",
         /// A stream was opened by a peer and handed on.
         StreamIn = "stream_in",
+        /// A gossip message came, again or for the first time, or was made here.
+        GossipCopy = "gossip_copy",
         /// A gossip message was handed on.
         GossipIn = "gossip_in",
         /// A gossip message was published.
