@@ -189,13 +189,13 @@ pub const SCHEMA_BYTES_MAX: usize = 3_072;
 /// Deepest nesting of a JSON Schema with its references followed, and of its text.
 pub const SCHEMA_DEPTH_MAX: usize = 32;
 /// Greatest weight of a JSON Schema: what is checked of one value at most, with references followed.
-pub const SCHEMA_WEIGHT_MAX: u32 = 512;
+pub const SCHEMA_WEIGHT_MAX: u32 = 1_024;
 /// Most different patterns in the schemas of a contract.
 pub const SCHEMA_PATTERNS_MAX: usize = 8;
 /// Longest pattern in a JSON Schema.
 pub const SCHEMA_PATTERN_BYTES_MAX: usize = 128;
 /// Greatest size of a compiled pattern.
-pub const SCHEMA_PATTERN_PROGRAM_BYTES_MAX: usize = 64 * 1024;
+pub const SCHEMA_PATTERN_PROGRAM_BYTES_MAX: usize = 16 * 1024;
 /// Longest body that is held against a JSON Schema.
 pub const CHECKED_BODY_BYTES_MAX: usize = 256 * 1024;
 /// Deepest nesting of such a body.
@@ -203,7 +203,7 @@ pub const CHECKED_BODY_DEPTH_MAX: usize = 64;
 /// Longest array of such a body where its items have to be different.
 pub const CHECKED_BODY_ITEMS_MAX: usize = 1_024;
 /// Most steps of such a check: the body's bytes times the schema's weight.
-pub const CHECKED_BODY_STEPS_MAX: usize = 16 * 1024 * 1024;
+pub const CHECKED_BODY_STEPS_MAX: usize = 8 * 1024 * 1024;
 /// Longest text for people in a record.
 pub const DESCRIPTION_BYTES_MAX: usize = 512;
 /// Longest item: an act or a key log with its kind around it.

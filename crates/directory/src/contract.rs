@@ -243,7 +243,7 @@ impl Contract {
     /// Checks everything, where it is published and where it is received.
     ///
     /// Costs time in proportion to the contract's size, and the compilation of its patterns, of which it may have
-    /// `SCHEMA_PATTERNS_MAX` (up to a millisecond each, tens of microseconds as people write them).
+    /// `SCHEMA_PATTERNS_MAX` (up to half a millisecond each, tens of microseconds as people write them).
     ///
     /// # Errors
     /// [`ContractError`]: the first fault, with its place.

@@ -22,8 +22,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The one dialect, as `$schema` names it.
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
-/// What a pattern or a `multipleOf` weighs: each looks at every byte, not once at a value.
-const SLOW: u32 = 16;
+/// What a pattern weighs: it looks at every byte of a text, in the worst case once for each state of its program.
+const PATTERN_WEIGHT: usize = 32;
+/// What other keywords weigh that do more than look at a value: long division, and comparing items with each other.
+const SLOW_WEIGHT: usize = 16;
 /// Longest quote of a schema in an error.
 const QUOTE_BYTES_MAX: usize = 64;
 
@@ -106,6 +108,8 @@ pub(super) struct Weighed {
     pub(super) weight: u32,
     /// Whether it compares the items of arrays with each other.
     pub(super) compares_items: bool,
+    /// Whether it has alternatives: `anyOf` or `oneOf`.
+    pub(super) has_alternatives: bool,
 }
 
 /// Reads a schema and checks that it may be compiled. `patterns` are those of the contract so far.
@@ -124,14 +128,16 @@ pub(super) fn weigh(text: &str, patterns: &mut BTreeSet<String>) -> Result<Weigh
         pointer: String::new(),
         depth: 0,
         compares_items: false,
+        has_alternatives: false,
     };
-    let (outcome, compares_items) = (scale.weigh_all(&root), scale.compares_items);
+    let outcome = scale.weigh_all(&root);
+    let Scale { pointer, compares_items, has_alternatives, .. } = scale;
     match outcome {
         Ok(sum) if sum.weight > SCHEMA_WEIGHT_MAX => {
             Err(at_root(SchemaFault::TooHeavy { weight: sum.weight }))
         }
-        Ok(sum) => Ok(Weighed { weight: sum.weight, compares_items }),
-        Err(fault) => Err(Located { pointer: scale.pointer, fault }),
+        Ok(sum) => Ok(Weighed { weight: sum.weight, compares_items, has_alternatives }),
+        Err(fault) => Err(Located { pointer, fault }),
     }
 }
 
@@ -163,6 +169,7 @@ struct Scale<'a> {
     /// Schemas around it; bounds the recursion.
     depth: usize,
     compares_items: bool,
+    has_alternatives: bool,
 }
 
 impl<'a> Scale<'a> {
@@ -218,8 +225,10 @@ impl<'a> Scale<'a> {
             "$ref" => self.reference(value),
 
             "allOf" => self.list("allOf", value),
-            "anyOf" => self.list("anyOf", value),
-            "oneOf" => self.list("oneOf", value),
+            "anyOf" | "oneOf" => {
+                self.has_alternatives = true;
+                self.list(if keyword == "anyOf" { "anyOf" } else { "oneOf" }, value)
+            }
             "prefixItems" => self.list("prefixItems", value),
             "not"
             | "if"
@@ -246,7 +255,7 @@ impl<'a> Scale<'a> {
             "multipleOf" => {
                 let is_positive = value.as_f64().is_some_and(|number| number > 0.0);
                 expect(is_positive, "multipleOf", "a number above zero")?;
-                Ok(Sum::of(SLOW as usize))
+                Ok(Sum::of(SLOW_WEIGHT))
             }
             "maximum" => expect(value.is_number(), "maximum", "a number"),
             "minimum" => expect(value.is_number(), "minimum", "a number"),
@@ -267,7 +276,7 @@ impl<'a> Scale<'a> {
             "uniqueItems" => {
                 self.compares_items |= value == &Value::Bool(true);
                 expect(value.is_boolean(), "uniqueItems", "`true` or `false`")?;
-                Ok(Sum::of(SLOW as usize))
+                Ok(Sum::of(SLOW_WEIGHT))
             }
             "required" => {
                 expect(is_names(value), "required", "a list of different names")?;
@@ -392,7 +401,7 @@ impl<'a> Scale<'a> {
             }
             self.patterns.insert(pattern.to_owned());
         }
-        Ok(Sum::of(SLOW as usize))
+        Ok(Sum::of(PATTERN_WEIGHT))
     }
 }
 

@@ -14,6 +14,7 @@ use kos_protocol::{
     },
     text::shown,
 };
+use serde_json::Value;
 use std::{
     fmt,
     sync::{Arc, OnceLock},
@@ -21,6 +22,9 @@ use std::{
 
 /// Most of a pointer into a body that is quoted.
 const POINTER_BYTES_MAX: usize = 256;
+/// Most steps, as in `CHECKED_BODY_STEPS_MAX`, of a body of which it is said why no alternative fits. The reason is made of
+/// those of each alternative at each value, so it takes far more time and memory than the verdict.
+const EXPLAINED_STEPS_MAX: usize = 512 * 1024;
 
 /// A contract that was checked, ready to hold calls against it. Cheap to clone.
 ///
@@ -194,9 +198,12 @@ impl Schema {
         Self { text: text.to_owned(), weighed, compiled: OnceLock::new() }
     }
 
+    fn weight(&self) -> usize {
+        usize::try_from(self.weighed.weight).unwrap_or(usize::MAX).max(1)
+    }
+
     fn bytes_max(&self) -> usize {
-        let weight = usize::try_from(self.weighed.weight).unwrap_or(usize::MAX).max(1);
-        CHECKED_BODY_BYTES_MAX.min(CHECKED_BODY_STEPS_MAX / weight)
+        CHECKED_BODY_BYTES_MAX.min(CHECKED_BODY_STEPS_MAX / self.weight())
     }
 
     fn validate(&self, body: &[u8]) -> Result<(), Violation> {
@@ -209,7 +216,20 @@ impl Schema {
             return Err(Violation::TooManyItems { items: read.longest });
         }
         let validator = self.compiled.get_or_init(|| compile(&self.text)).as_ref();
-        validator.ok_or(Violation::Unusable)?.validate(&read.value).map_err(|error| {
+        self.hold(validator.ok_or(Violation::Unusable)?, &read.value, size_bytes)
+    }
+
+    fn hold(&self, validator: &Validator, value: &Value, size_bytes: usize) -> Result<(), Violation> {
+        if self.weighed.has_alternatives {
+            if validator.is_valid(value) {
+                return Ok(());
+            }
+            if size_bytes.saturating_mul(self.weight()) > EXPLAINED_STEPS_MAX {
+                let why = "the body is not what its schema describes, and too large to say where".to_owned();
+                return Err(Violation::Mismatch { pointer: String::new(), why });
+            }
+        }
+        validator.validate(value).map_err(|error| {
             let pointer = shown(error.instance_path().as_str(), POINTER_BYTES_MAX);
             let why_bytes_max = STATUS_TEXT_BYTES_MAX - POINTER_BYTES_MAX - "at ``: ".len();
             Violation::Mismatch { pointer, why: shown(&error.masked().to_string(), why_bytes_max) }

@@ -101,18 +101,23 @@ impl Live {
         let is_current = self.epoch.load(Ordering::Relaxed) == epoch;
         if is_current && parts.is_finished() && idle.len() < IDLE_STREAMS_MAX && !self.closed.is_cancelled() {
             parts.rest();
-            idle.push(Idle { stream: Stream { parts, route, place }, since: Instant::now() });
+            idle.push(Idle { stream: Stream { parts, route, place, epoch }, since: Instant::now() });
             drop(idle);
             self.streams.outward.idle();
         }
     }
 }
 
+/// No session counts so many changes of connections: a stream of this epoch is not used again.
+const OVERTAKEN: u64 = u64::MAX;
+
 /// A stream of a session, between exchanges.
 struct Stream {
     parts: Parts,
     route: Route,
     place: Place,
+    /// The change of connections after which its route was chosen; see [`Live`].
+    epoch: u64,
 }
 
 /// Where an exchange may run.
@@ -670,16 +675,19 @@ impl Links {
         head: &Head,
         body: Body<'_>,
     ) -> Result<Exchange, CallError> {
-        let Stream { parts: Parts { mut writer, reader }, route, place } = stream;
+        let Stream { parts: Parts { mut writer, reader }, route, place, epoch } = stream;
         writer.push(FrameKind::Head, &head_bytes(head)?)?;
         if let Body::Whole(body) = body {
             push_body(&mut writer, body).await?;
         }
         writer.flush().await?;
-        Ok(self.exchange(live.clone(), Parts { writer, reader }, route, place, long))
+        let way = (route, epoch);
+        Ok(self.exchange(live.clone(), Parts { writer, reader }, way, place, long))
     }
 
     async fn new_stream(&self, live: &Arc<Live>, place: Place, wire: &dyn Wire) -> Result<Stream, CallError> {
+        // Before the route is chosen: a better connection that comes up meanwhile makes this stream one of before.
+        let epoch = live.epoch.load(Ordering::Relaxed);
         let (stream, route) = wire.open(live.to.key).await?;
         Stats::add(&self.0.stats.streams_out, 1);
         let (preamble, sealer, opener) = lock(&live.session).open_stream()?;
@@ -688,7 +696,7 @@ impl Links {
             writer: FrameWriter::new(write, sealer, preamble),
             reader: FrameReader::new(read, opener),
         };
-        Ok(Stream { parts, route, place })
+        Ok(Stream { parts, route, place, epoch })
     }
 
     /// A place among the streams the peer takes, or a stream that is free meanwhile.
@@ -719,13 +727,12 @@ impl Links {
         &self,
         live: Arc<Live>,
         parts: Parts,
-        route: Route,
+        (route, epoch): (Route, u64),
         place: Place,
         long: Option<Place>,
     ) -> Exchange {
         let Parts { writer, reader } = parts;
         let (home, kept_route) = (live.clone(), route.clone());
-        let epoch = live.epoch.load(Ordering::Relaxed);
         let slot = Slot::new(Box::new(move |parts| {
             drop(long);
             home.keep(parts, kept_route, place, epoch);
@@ -831,7 +838,9 @@ impl Links {
             }
         }
         writer.flush().await?;
-        Ok(Some(self.exchange(live, Parts { writer, reader }, route, place, long)))
+        // It was opened before the session counted changes of connections: a carried one may have been overtaken.
+        let epoch = if matches!(route, Route::Carried { .. }) { OVERTAKEN } else { 0 };
+        Ok(Some(self.exchange(live, Parts { writer, reader }, (route, epoch), place, long)))
     }
 }
 

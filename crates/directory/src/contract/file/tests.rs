@@ -255,7 +255,7 @@ fn a_refusal_within_a_schema_says_the_place_in_it() {
             "{ anyOf = [true, { pattern = '(?=a)' }] }",
             "'(",
             ", /anyOf/1/pattern: `(?=a)` is no pattern without look-around and back-references, or compiles to more \
-             than 65536 bytes",
+             than 16384 bytes",
         ),
         ("{ not = { tipe = 1 } }", "tipe", ", /not/tipe: `tipe` is no keyword that a contract may use"),
         ("'{\"tipe\": 1}'", "'", ", /tipe: `tipe` is no keyword that a contract may use"),
