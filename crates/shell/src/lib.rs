@@ -43,7 +43,7 @@ pub use key_files::{Secrets, SecretsError};
 pub use kos_mesh::Documentation;
 pub use measure::{Extra, Knowledge};
 pub use options::{NodeRole, Options};
-pub use publish::{AgentOffer, PublishFailed};
+pub use publish::{AgentOffer, PublishFailed, Receipts};
 pub use query::{AuthorStats, DirectoryStats, Found, Hit, RecordError, Shown};
 pub use runtime::{Runtime, StartError, restore_member as restore};
 pub use views::{

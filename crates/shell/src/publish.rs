@@ -8,13 +8,15 @@ use crate::{
     tables::AGENT_KEYS,
     wire::peer_of,
 };
-use kos_directory::{AgentCert, AgentRecord, Capability, Entry, NodeRecord};
+use kos_directory::{
+    AgentCert, AgentRecord, Capability, Entry, NodeRecord, ServiceRecord, contract::Contract,
+};
 use kos_engine::{Input, Item, Stamp};
 use kos_governance::act::Role;
 use kos_mesh::{Multiaddr, Snapshot, multiaddr::Protocol as Part};
 use kos_protocol::{
-    id::{AgentId, FederationId, MemberId, sha256},
-    key::SecretKey,
+    id::{AgentId, FederationId, MemberId, ObjectId, sha256},
+    key::{PublicKey, SecretKey},
     limits::{ADDRESSES_MAX, RECORD_LIFE_MS_MAX},
     object::{Scope, Signed},
 };
@@ -59,6 +61,17 @@ pub struct AgentOffer {
     pub capabilities: Vec<Capability>,
 }
 
+/// Who has what was published.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Receipts {
+    /// The record.
+    pub record: ObjectId,
+    /// Linked members that were given it.
+    pub asked: usize,
+    /// The names of those that said that they have it, first come first.
+    pub stored_by: Vec<String>,
+}
+
 /// Why a record was not published.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishFailed {
@@ -99,6 +112,9 @@ impl Runtime {
                     }
                     if refresh && let Err(error) = self.publish_offers(&id) {
                         tracing::warn!(%error, "the agents' records were not published");
+                    }
+                    if refresh && let Err(error) = self.refresh_services(&id) {
+                        tracing::warn!(%error, "the services' records were not published");
                     }
                 }
             }
@@ -230,6 +246,68 @@ impl Runtime {
         *lock(&self.0.offers) = offers;
         let items = self.publish_offers(id)?;
         self.push_to_all(id, items).await;
+        Ok(())
+    }
+
+    /// Publishes a service of an agent of ours, and waits until `enough` linked members have it, or all there are.
+    ///
+    /// # Errors
+    /// [`PublishFailed`].
+    pub async fn publish_service(
+        &self,
+        id: &FederationId,
+        contract: Contract,
+        enough: usize,
+    ) -> Result<Receipts, PublishFailed> {
+        let name = contract.name.clone();
+        let (record, item) = self.sign_service(id, &name, Some(contract))?;
+        let asked = self.linked_members(id).len();
+        let keys = self.store_at(id, vec![item], enough).await;
+        let stored_by = self.0.state.with(id, |federation| {
+            let name = |key: &PublicKey| {
+                Some(federation.roster().member(&federation.roster().by_key(key)?.0)?.name.clone())
+            };
+            keys.iter().filter_map(name).collect()
+        });
+        Ok(Receipts { record, asked, stored_by: stored_by.unwrap_or_default() })
+    }
+
+    fn sign_service(
+        &self,
+        id: &FederationId,
+        name: &str,
+        contract: Option<Contract>,
+    ) -> Result<(ObjectId, Vec<u8>), PublishFailed> {
+        let (state, now, identity) = (&self.0.state, self.0.state.now(), self.0.state.identity());
+        let signed = state.with(id, |federation| {
+            let Stamp { author, key_seq, seq, time_ms, expires_ms } =
+                federation.stamp::<ServiceRecord>(now, name, LIFE_MS, state.greatest_record());
+            let name = name.to_owned();
+            let record = ServiceRecord { author, key_seq, name, seq, time_ms, expires_ms, contract };
+            let record = Signed::sign(record, Scope::Federation(*id), identity.secret())?;
+            federation.handle(now, Input::Published((&record).into())).published()?;
+            self.keep_greatest_record(seq);
+            Ok::<_, PublishFailed>((record.id(), Item::new(ServiceRecord::KIND, record.bytes()).to_bytes()))
+        });
+        let signed = signed.ok_or(PublishFailed::NotInFederation)??;
+        self.carry_out(id);
+        Ok(signed)
+    }
+
+    /// Signs our services anew, as all records are once a day.
+    fn refresh_services(&self, id: &FederationId) -> Result<(), PublishFailed> {
+        let own = self.0.state.identity().member();
+        let contracts: Vec<Contract> = self
+            .0
+            .state
+            .with(id, |federation| {
+                federation.directory().services_of(own).map(|checked| checked.contract().clone()).collect()
+            })
+            .unwrap_or_default();
+        for contract in contracts {
+            let name = contract.name.clone();
+            self.sign_service(id, &name, Some(contract))?;
+        }
         Ok(())
     }
 

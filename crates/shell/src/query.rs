@@ -297,6 +297,11 @@ fn hit(federation: &Federation, wall_ms: u64, record: &Record) -> Hit {
             let capabilities = agent.capabilities.iter().map(capability).collect();
             (agent.agent.to_string(), agent.description.clone(), capabilities)
         }
+        Content::Service(Some(checked)) => {
+            let contract = checked.contract();
+            let promised = format!("{} {}", contract.name, contract.version);
+            (contract.name.clone(), contract.description.clone(), vec![promised])
+        }
         _ => (record.slot().name.to_string(), String::new(), Vec::new()),
     };
     let kind = record.kind().as_str();

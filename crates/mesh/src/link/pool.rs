@@ -838,8 +838,8 @@ impl Links {
             }
         }
         writer.flush().await?;
-        // It was opened before the session counted changes of connections: a carried one may have been overtaken.
-        let epoch = if matches!(route, Route::Carried { .. }) { OVERTAKEN } else { 0 };
+        // It was opened before the session counted changes of connections: one over a relay may have been overtaken.
+        let epoch = if matches!(route, Route::Direct { .. }) { 0 } else { OVERTAKEN };
         Ok(Some(self.exchange(live, Parts { writer, reader }, (route, epoch), place, long)))
     }
 }

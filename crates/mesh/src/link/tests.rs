@@ -290,6 +290,23 @@ async fn a_peer_that_lost_the_session_gets_a_new_one() {
 }
 
 #[tokio::test]
+async fn a_stream_whose_route_was_chosen_before_a_better_connection_came_is_not_used_again() {
+    let (a, _b) = pair(direct());
+    echo(&a.links, 2, b"a session").await;
+    let better = || a.links.drop_idle(&secret(2).public());
+    better();
+    let opened = || a.wire.opened.load(Ordering::SeqCst);
+    let before = opened();
+    // While the stream is being opened, by the route that was best until then.
+    tokio::join!(echo(&a.links, 2, b"over the old one"), async { better() });
+    assert_eq!(opened(), before + 1);
+    echo(&a.links, 2, b"over the new one").await;
+    assert_eq!(opened(), before + 2, "not on the stream of before");
+    echo(&a.links, 2, b"and again").await;
+    assert_eq!(opened(), before + 2, "which is used again");
+}
+
+#[tokio::test]
 async fn a_removed_member_can_do_nothing_more() {
     let (a, b) = pair(direct());
     let mut exchange = a.links.open(to(2), &head("echo"), Body::Streaming).await.unwrap();
