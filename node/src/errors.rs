@@ -269,6 +269,9 @@ codes! {
         "A rule is methods and a path: `GET,HEAD /public/*` lets two methods read everything below /public/, \
          `* /notes` lets any method use that one path. Paths are compared byte for byte." None;
 
+    BadContract "KAI-AGENT-0009" Usage 400 "this is not the contract of a service"
+        "The line, the column and the key of the first fault are above. `SPEC.md` §9.16 says what a contract may hold." None;
+
     CallDenied "KAI-CALL-0001" NotAllowed 403 "the call was denied"
         "The agent's owner does not let this node call it, or not in this way. The owner sets who may with \
          `calls.default` and `calls.agents`." None;

@@ -11,7 +11,7 @@ impl Random {
     }
 
     /// Any number.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
@@ -19,7 +19,7 @@ impl Random {
     /// A number below `end`, which is not zero.
     pub fn below(&mut self, end: u64) -> u64 {
         // The bias is below 2^-32 for the small numbers used here.
-        self.next() % end
+        self.draw() % end
     }
 
     /// An index into something of this length.
@@ -29,7 +29,7 @@ impl Random {
 
     /// From 0 up to 1.
     pub fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+        (self.draw() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
     /// Whether something of this probability, in thousandths, happens.

@@ -1,8 +1,8 @@
 //! Routes about agents: those of this node, those of others, calls and forwards.
 
 use super::{
-    AgentRequest, CallHead, CallRequest, Done, ForwardRequest, Reply, SCHEMA_VERSION, TextRequest,
-    node_routes::unresolved, reply,
+    AgentRequest, CallHead, CallRequest, Done, ForwardRequest, Reply, SCHEMA_VERSION, ServiceRequest,
+    TextRequest, node_routes::unresolved, reply,
 };
 use crate::{
     agents::{AgentView, HostError, StartBridge},
@@ -32,7 +32,7 @@ use kos_protocol::{
     message::{End, Head, Status},
     trace::TraceContext,
 };
-use kos_shell::AgentInfo;
+use kos_shell::{AgentInfo, PublishFailed, Receipts};
 use serde::Serialize;
 use serde_bytes::ByteBuf;
 use std::sync::Arc;
@@ -47,6 +47,7 @@ pub(super) fn router() -> Router<Arc<Daemon>> {
         .route("/v1/agents", get(list).post(start))
         .route("/v1/agents/all", get(list_all))
         .route("/v1/agents/stop", post(stop))
+        .route("/v1/services", post(publish))
         .route("/v1/call", post(call))
         .route("/v1/forward", post(forward))
         .layer(axum::extract::DefaultBodyLimit::max(16 * 1024 * 1024))
@@ -85,6 +86,23 @@ fn not_hosted(error: &HostError) -> Failure {
 
 fn agent_id(text: &str) -> Result<AgentId, Failure> {
     text.parse().map_err(|error| Code::BadAgentName.because(error))
+}
+
+/// Publishes a service of an agent of this node.
+async fn publish(State(daemon): Node, Json(request): Json<ServiceRequest>) -> Reply<Receipts> {
+    let ServiceRequest { contract, receipts } = request;
+    contract.check().map_err(|error| Code::BadContract.because(error))?;
+    if !daemon.agents.offers().iter().any(|offer| offer.agent == contract.agent) {
+        return Err(Code::NoSuchAgent.because(format!("{} does not run on this node", contract.agent)));
+    }
+    let told = format!("{} {} is published", contract.name, contract.version);
+    let published = daemon.runtime.publish_service(&daemon.federation(), contract, receipts).await;
+    let receipts = published.map_err(|error| match error {
+        PublishFailed::NotInFederation => Code::NotInFederation.plain(),
+        error => Code::Internal.because(error),
+    })?;
+    daemon.audit.note("config", &told);
+    reply(receipts)
 }
 
 async fn start(State(daemon): Node, Json(request): Json<AgentRequest>) -> Reply<Done> {

@@ -144,6 +144,16 @@ pub struct TextRequest {
     pub yes: bool,
 }
 
+/// A service to be published.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceRequest {
+    /// What it promises.
+    pub contract: kos_directory::contract::Contract,
+    /// How many linked members are to have it before the answer comes.
+    pub receipts: usize,
+}
+
 /// `POST /v1/agents`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AgentRequest {

@@ -2,12 +2,16 @@
 
 use super::{Context, say};
 use crate::{
-    api::{AgentRequest, TextRequest},
+    api::{AgentRequest, ServiceRequest, TextRequest},
     errors::{Code, Exit, Failure},
     text,
 };
+use kos_directory::contract::{Contract, parse_file};
 use serde_json::Value;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    path::{Component, Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 /// Agents: what this node offers, and what others do.
 #[derive(Debug, clap::Subcommand)]
@@ -39,6 +43,14 @@ pub enum Command {
         #[arg(long, default_value = "")]
         description: String,
     },
+    /// Publish a service of an agent of this node, so that others find it and know what it takes and gives.
+    Publish {
+        /// A contract in TOML; schemas may lie in files beside it.
+        file: PathBuf,
+        /// How many linked members are to have it before the command returns; all, where there are fewer.
+        #[arg(long, value_name = "N", default_value_t = 3)]
+        receipts: usize,
+    },
     /// Stop an agent, and what it is doing.
     Stop {
         /// kClass:name
@@ -67,6 +79,21 @@ pub(super) async fn run(context: &Context, command: Command) -> Result<Exit, Fai
             let answer: Value = context.client.post("/v1/agents", &request).await?;
             done(context, &answer, &format!("{name} runs"));
         }
+        Command::Publish { file, receipts } => {
+            let contract = read_contract(&file)?;
+            let what = format!("{} {}", contract.name, contract.version);
+            let request = ServiceRequest { contract, receipts };
+            let answer: Value = context.client.post("/v1/services", &request).await?;
+            let names: Vec<_> =
+                answer["stored_by"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let stored = match names.as_slice() {
+                [] => "nobody else is linked".to_owned(),
+                names => {
+                    format!("stored by {} ({} of {} asked)", names.join(", "), names.len(), answer["asked"])
+                }
+            };
+            done(context, &answer, &format!("{what} is published, {stored}"));
+        }
         Command::Stop { name } => {
             let request = TextRequest { text: name.clone(), why: String::new(), yes: true };
             let answer: Value = context.client.post("/v1/agents/stop", &request).await?;
@@ -90,6 +117,20 @@ pub(super) async fn run(context: &Context, command: Command) -> Result<Exit, Fai
         },
     }
     Ok(Exit::Ok)
+}
+
+/// A contract in a file, whose schemas may lie beside it.
+fn read_contract(file: &Path) -> Result<Contract, Failure> {
+    let at =
+        |error: &dyn std::fmt::Display| Code::BadContract.because(format!("{}: {error}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|error| at(&error))?;
+    let folder = file.parent().unwrap_or(Path::new("."));
+    let resolve =
+        |name: &str| match Path::new(name).components().all(|part| matches!(part, Component::Normal(_))) {
+            true => std::fs::read_to_string(folder.join(name)).map_err(|error| error.to_string()),
+            false => Err("a file below the contract's folder is meant".to_owned()),
+        };
+    parse_file(&text, resolve).map_err(|error| at(&error))
 }
 
 async fn find(
