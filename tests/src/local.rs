@@ -7,6 +7,7 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 /// A node that talks to nobody but nodes of this machine.
@@ -190,12 +191,15 @@ impl Local {
     }
 }
 
-/// A port that is free for UDP and TCP.
-fn free_port() -> u16 {
+/// A port of loopback that is free for UDP and TCP, handed out once in this process. None of those that the system gives
+/// to whoever connects: it stays free while a node that had it is down.
+pub fn free_port() -> u16 {
+    static HANDED_OUT: AtomicU32 = AtomicU32::new(0);
     loop {
-        let udp = UdpSocket::bind("127.0.0.1:0").expect("a free port");
-        let port = udp.local_addr().expect("it is bound").port();
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        let number = std::process::id().wrapping_mul(97) + HANDED_OUT.fetch_add(1, Ordering::Relaxed);
+        let port = 10_000 + u16::try_from(number % 22_000).expect("below 22,000");
+        let is_free = UdpSocket::bind(("127.0.0.1", port)).is_ok();
+        if is_free && TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }

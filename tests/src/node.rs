@@ -193,7 +193,9 @@ impl<'a> Kai<'a> {
     /// When it does not stop.
     pub fn down(&mut self) {
         self.ask(&["down"]);
-        self.process = None;
+        if let Some(mut process) = self.process.take() {
+            process.0.wait().expect("it can be waited for");
+        }
     }
 
     /// The path calls to this member take: `direct`, `carried`, or why there is none.

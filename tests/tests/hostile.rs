@@ -26,6 +26,9 @@ const SLOWER_MAX: f64 = 10.0;
 /// The slowest hundredth of quiet calls counts as no faster than this: on a machine that others use, too, a call
 /// waits for a processor now and then.
 const QUIET_MS_MIN: f64 = 5.0;
+/// How often an attack is tried under which calls were slow: the machine may have been busy with something else, but not
+/// each time.
+const SLOW_TRIES: u32 = 3;
 /// How much all attacks together may make the node log.
 const LOG_BYTES_MAX: usize = 1 << 20;
 /// How long calls are measured before each attack.
@@ -51,8 +54,7 @@ impl Scene {
     fn new(place: &Path) -> Self {
         let kai = Path::new(env!("CARGO_BIN_EXE_kai-under-test"));
         let (attic, cellar) = (Local::up(kai, place, "attic"), Local::up(kai, place, "cellar"));
-        let invite = attic.json(&["invite", "--lan", "--role", "member", "--uses", "100"]);
-        let code = invite["code"].as_str().unwrap().to_owned();
+        let code = attic.invitation(&["--role", "member", "--uses", "100"]);
         assert!(cellar.run(&["join", "--yes", &code]).status.success(), "{}", cellar.log());
         until("the honest member is connected", || {
             cellar.json(&["ping", "attic", "--count", "1"])["chosen"] == "direct"
@@ -138,8 +140,14 @@ impl Peer {
     }
 }
 
-/// What an attack did to the node; a list of what it must not have done.
-fn suffer(scene: &mut Scene, attack: &Attack) -> Vec<String> {
+/// What an attack did to the node that it must not have done.
+struct Harm {
+    faults: Vec<String>,
+    /// That calls took too long, if they did.
+    slow: Option<String>,
+}
+
+fn suffer(scene: &mut Scene, attack: &Attack) -> Harm {
     let before = scene.refusals();
     let quiet_ms = p99(scene.calls_for(QUIET));
     let mut peer = Peer::begin(attack, &scene.code);
@@ -159,6 +167,8 @@ fn suffer(scene: &mut Scene, attack: &Attack) -> Vec<String> {
     assert!(scene.attic.is_running(), "{}: the node died: {}", attack.name, scene.attic.log());
     let (calls, attacked_ms, bytes) = (took.len(), p99(took), scene.resident_bytes());
     drop(peer);
+    // A machine that is slower now than before was so under the attack, too.
+    let quiet_ms = quiet_ms.max(p99(scene.calls_for(QUIET)));
     let grown = |bytes: u64| bytes.saturating_sub(scene.idle_bytes) as f64 / f64::from(1 << 20);
     println!(
         "{}: {lasted:.1?}; {calls} calls, p99 {quiet_ms:.2} -> {attacked_ms:.2} ms; memory +{:.1} MiB, at most +{:.1}; {counted:?}",
@@ -172,9 +182,8 @@ fn suffer(scene: &mut Scene, attack: &Attack) -> Vec<String> {
     if bytes > scene.idle_bytes + GROWTH_BYTES_MAX {
         faults.push(format!("memory grew by {:.1} MiB", grown(bytes)));
     }
-    if attacked_ms > slowest_ms {
-        faults.push(format!("calls took {attacked_ms:.1} ms, quiet ones {quiet_ms:.1} ms"));
-    }
+    let slow = (attacked_ms > slowest_ms)
+        .then(|| format!("{}: calls took {attacked_ms:.1} ms, quiet ones {quiet_ms:.1} ms", attack.name));
     let logged = scene.attic.log().len();
     if logged > LOG_BYTES_MAX {
         faults.push(format!("{logged} bytes in the log"));
@@ -182,7 +191,24 @@ fn suffer(scene: &mut Scene, attack: &Attack) -> Vec<String> {
     if scene.attic.log().contains("panicked") {
         faults.push("something panicked".to_owned());
     }
-    faults.iter().map(|fault| format!("{}: {fault}", attack.name)).collect()
+    Harm { faults: faults.iter().map(|fault| format!("{}: {fault}", attack.name)).collect(), slow }
+}
+
+/// The faults of an attack, that of slow calls among them only if they are slow at each try.
+fn faults_of(scene: &mut Scene, attack: &Attack) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut slow = None;
+    for _ in 0..SLOW_TRIES {
+        let harm = suffer(scene, attack);
+        faults.extend(harm.faults);
+        slow = harm.slow;
+        match &slow {
+            Some(slow) => println!("{slow}"),
+            None => break,
+        }
+    }
+    faults.extend(slow);
+    faults
 }
 
 #[test]
@@ -194,7 +220,7 @@ fn a_node_serves_its_members_whatever_a_hostile_peer_does() {
     let faults: Vec<String> = ATTACKS
         .iter()
         .filter(|attack| attack.name.contains(&only))
-        .flat_map(|attack| suffer(&mut scene, attack))
+        .flat_map(|attack| faults_of(&mut scene, attack))
         .collect();
     assert!(faults.is_empty(), "{faults:#?}\nlog of the node:\n{}", scene.attic.log());
 }

@@ -2,7 +2,10 @@
 //! that counts.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use kos_tests::{local::Local, node::until};
+use kos_tests::{
+    local::{Local, free_port},
+    node::until,
+};
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -157,8 +160,7 @@ fn a_callee_that_was_killed_in_the_middle_does_not_run_the_call_again() {
 fn a_service_that_was_down_is_called_under_the_same_key_once_it_is_up() {
     let place = tempfile::tempdir().unwrap();
     let (_, attic, cellar) = two(place.path());
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    attic.ask(&["agent", "start", "kBridge:notes", "--http", &format!("http://{free}")]);
+    attic.ask(&["agent", "start", "kBridge:notes", "--http", &format!("http://127.0.0.1:{}", free_port())]);
     let down = cellar.run(&post("/", "a"));
     assert!(said(&down).contains("cannot be reached"), "{down:?}");
     let (service, address) = Counting::start();

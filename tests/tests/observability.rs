@@ -1,10 +1,14 @@
 //! What a node says of itself is true: one trace id in the logs of both ends of a call, and numbers that grow with it.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use kos_tests::{lab::Background, local::Local, node::until};
+use kos_tests::{
+    lab::Background,
+    local::{Local, free_port},
+    node::{until, until_or},
+};
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpStream},
     os::unix::net::UnixStream,
     path::Path,
     process::{Command, Stdio},
@@ -28,7 +32,9 @@ fn talkative(place: &Path, name: &str) -> Local {
 
 /// The trace ids of the lines with this message about calls of agents.
 fn traces(log: &str, message: &str) -> Vec<String> {
-    log.lines()
+    // The last line may still be under way.
+    log.split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'))
         .map(|line| {
             serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|_| panic!("no JSON: {line}"))
         })
@@ -55,19 +61,29 @@ fn value(text: &str, sample: &str) -> u64 {
 fn a_call_has_one_trace_on_both_nodes_and_is_counted_by_both() {
     let place = tempfile::tempdir().unwrap();
     let (attic, cellar) = (talkative(place.path(), "attic"), talkative(place.path(), "cellar"));
-    let invite = attic.json(&["invite", "--lan", "--role", "member"]);
-    let joined = cellar.run(&["join", "--yes", invite["code"].as_str().unwrap()]);
+    let joined = cellar.run(&["join", "--yes", &attic.invitation(&["--role", "member"])]);
     assert!(joined.status.success(), "{joined:?} {}", cellar.log());
     until("cellar calls attic", || cellar.run(&["call", "kSentinel:node@attic", "/status"]).status.success());
-    let asked = traces(&cellar.log(), "asked");
-    let trace = asked.last().expect("the caller logs its call");
+    // Who has its answer may look before either node has written what it did.
+    let mut trace = String::new();
+    until("the caller logs its call", || {
+        trace = traces(&cellar.log(), "asked").pop().unwrap_or_default();
+        !trace.is_empty()
+    });
     assert_eq!(trace.len(), 32);
-    assert!(traces(&attic.log(), "asked by a peer").contains(trace), "{trace} in {}", attic.log());
+    until_or(
+        "the callee logs the same trace",
+        || traces(&attic.log(), "asked by a peer").contains(&trace),
+        || format!("{trace} in {}", attic.log()),
+    );
     for (name, direction) in [("attic", "in"), ("cellar", "out")] {
         let socket = UnixStream::connect(place.path().join(name).join("kai.sock")).unwrap();
         let metrics = get(socket, "kai", "/v1/metrics");
         assert!(metrics.contains("content-type: text/plain; version=0.0.4"), "{metrics}");
-        assert!(value(&metrics, &format!("kos_exchanges_total{{direction=\"{direction}\"}}")) >= 1);
+        assert!(
+            value(&metrics, &format!("kos_exchanges_total{{direction=\"{direction}\"}}")) >= 1,
+            "{metrics}"
+        );
         assert!(value(&metrics, "kos_handshakes_total") >= 1);
         assert_eq!(value(&metrics, "kos_connections{path=\"relayed\",transport=\"circuit\"}"), 0);
         assert_eq!(value(&metrics, "kos_agents{state=\"running\"}"), 1);
@@ -93,13 +109,24 @@ fn a_call_of_an_own_agent_is_counted_and_its_trace_is_told() {
     let said = String::from_utf8(called.stderr).unwrap();
     let head: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
     let trace = head["trace"].as_str().unwrap_or_default();
-    assert!(
-        trace.len() == 32 && traces(&attic.log(), "asked by a peer").iter().any(|it| it == trace),
-        "{said}"
+    assert_eq!(trace.len(), 32, "{said}");
+    until_or(
+        "the node logs the trace",
+        || traces(&attic.log(), "asked by a peer").iter().any(|it| it == trace),
+        || format!("{trace} in {}", attic.log()),
     );
-    assert_eq!((count("in"), count("out")), (before.0 + 1, before.1 + 1));
+    until_or(
+        "the call is counted once in each direction",
+        || (count("in"), count("out")) == (before.0 + 1, before.1 + 1),
+        || format!("{:?} after {before:?}", (count("in"), count("out"))),
+    );
 
-    let log = attic.json(&["audit", "list"]);
+    // Entries are written behind what they tell of.
+    let mut log = serde_json::Value::Null;
+    until("the audit log has two entries", || {
+        log = attic.json(&["audit", "list"]);
+        log["entries"].as_array().is_some_and(|entries| entries.len() > 1)
+    });
     let prev = |at: usize| log["entries"][at]["prev"].as_str().unwrap_or_default().to_owned();
     assert_eq!(prev(0), "0".repeat(64));
     assert!(prev(1).len() == 64 && prev(1).bytes().all(|byte| byte.is_ascii_hexdigit()), "{log}");
@@ -117,8 +144,7 @@ fn a_relay_that_would_carry_nothing_says_what_is_wrong() {
 #[test]
 fn a_relay_tells_its_numbers_on_loopback_only() {
     let place = tempfile::tempdir().unwrap();
-    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let metrics = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (port, metrics) = (free_port(), SocketAddr::from(([127, 0, 0, 1], free_port())));
     let relay = |address: SocketAddr| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kai-relay-under-test"));
         command.arg("--folder").arg(place.path().join("relay")).args(["--loopback", "--port"]);

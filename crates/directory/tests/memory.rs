@@ -1,5 +1,5 @@
-//! What a record costs in memory. A test of its own in its own process.
-#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
+//! What a record costs in memory: bytes that are allocated for it, so that it hangs on nothing but the code.
+#![allow(missing_docs, unsafe_code, clippy::unwrap_used)]
 
 use kos_directory::{AgentCert, AgentRecord, Authors, Capability, Directory, Entry, Source};
 use kos_protocol::{
@@ -8,6 +8,10 @@ use kos_protocol::{
     object::{Scope, Signed},
     time::Timestamp,
 };
+use memory::peak;
+
+#[path = "../../../protocol/tests/hostile/memory.rs"]
+mod memory;
 
 const FEDERATION: FederationId = FederationId::from_bytes([4; 32]);
 const T0: u64 = 1_800_000_000_000;
@@ -23,12 +27,6 @@ impl Authors for Everybody {
     fn is_author(&self, _: &MemberId) -> bool {
         true
     }
-}
-
-fn resident_bytes() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
 }
 
 /// An agent in 450 to 500 bytes, its certificate included: no record of an agent is smaller.
@@ -65,13 +63,13 @@ fn a_record_costs_less_than_1600_bytes_besides_its_own() {
     let key = SecretKey::from_seed(&[7; 32]);
     let now = Timestamp { monotonic_ms: 0, wall_ms: T0 };
     let mut directory = Directory::new(FEDERATION);
-    let before = resident_bytes();
-    for n in 0..RECORDS {
-        directory
-            .merge(now, Source::Own, AgentRecord::KIND, &record(&key, n), &Everybody(key.public()))
-            .unwrap();
-    }
-    let grown = resident_bytes() - before;
+    let grown = peak(|| {
+        for n in 0..RECORDS {
+            directory
+                .merge(now, Source::Own, AgentRecord::KIND, &record(&key, n), &Everybody(key.public()))
+                .unwrap();
+        }
+    });
     let stats = directory.stats();
     let (each, own) = (grown / RECORDS as usize, stats.bytes / RECORDS as usize);
     println!("{each} bytes for a record of {own}");

@@ -5,12 +5,14 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{LOOPBACK, config, eventually, exchange, home, members, start};
-use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
+use common::{LOOPBACK, PATIENCE, config, eventually, exchange, home, members, start};
+use futures::stream::FuturesUnordered;
+use futures::{AsyncReadExt, AsyncWriteExt, FutureExt, StreamExt};
 use kos_mesh::limits::STREAMS_OUTBOUND_MAX;
 use kos_mesh::swarm::addr::Transport;
 use kos_mesh::swarm::{
-    ConnectError, Event, Multiaddr, OpenError, Path, PeerId, Protocol, Refusal, Role, Step, Stream, identity,
+    ConnectError, Deed, Event, Multiaddr, OpenError, Path, PeerId, Protocol, Refusal, Role, Step, Stream,
+    identity,
 };
 
 /// Whether the peer gave no answer and will not.
@@ -115,14 +117,16 @@ async fn inbound_streams_nobody_takes_are_refused_and_counted() {
             streams.push(stream);
         }
     }
-    eventually("refusals are counted", async || bob.mesh.counters().refused(Refusal::AcceptQueueFull) > 0)
-        .await;
-    let mut refused = 0;
-    let last = streams.len() - 100;
-    for stream in &mut streams[last..] {
-        refused += u32::from(broken_off(stream).await);
-    }
-    assert_eq!(refused, 100, "the last ones met a full queue");
+    let refused = || bob.mesh.counters().refused(Refusal::AcceptQueueFull);
+    let came = || refused() + bob.mesh.counters().counted(Deed::StreamIn);
+    eventually("all have come", async || came() == streams.len() as u64).await;
+    let refused = usize::try_from(refused()).unwrap();
+    assert!(refused >= 100, "{refused} met a full queue");
+    // Which ones did hangs on whose connection was served first.
+    let mut ends: FuturesUnordered<_> = streams.iter_mut().map(broken_off).collect();
+    let broken = ends.by_ref().take(refused).all(async |is_broken| is_broken);
+    assert!(tokio::time::timeout(PATIENCE, broken).await.expect("each that was refused is broken off"));
+    assert!(ends.next().now_or_never().is_none(), "the others are not");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -11,7 +11,15 @@ use kos_protocol::{
 use kos_shell::{
     AgentOffer, Answering, App, AuditEvent, Change, InviteOptions, NoApp, NodeRole, Options, Runtime,
 };
-use std::{future::Future, path::Path, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 /// Echoes every call.
 struct Echo;
@@ -47,7 +55,7 @@ async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> 
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(Duration::from_secs(120), waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 fn lan_invite() -> InviteOptions {
@@ -121,7 +129,7 @@ async fn a_relay_is_claimed_and_federations_survive_a_restart() {
         let mut options = Options::new(place.path().join("relay"));
         options.name = Some("relay".into());
         options.role = NodeRole::Relay;
-        let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let address: kos_mesh::Multiaddr = format!("/ip4/127.0.0.1/udp/{port}/quic-v1").parse().unwrap();
         options.listen = Some(vec![address.clone()]);
         options.external = vec![address];
@@ -159,9 +167,17 @@ async fn a_relay_is_claimed_and_federations_survive_a_restart() {
     relay.shutdown().await;
 }
 
-/// A port nobody has, for UDP and TCP.
+/// A UDP port of loopback that is free, handed out once. None of those that the system gives to whoever binds to any: the
+/// other tests of this process do.
 fn free_port() -> u16 {
-    std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static HANDED_OUT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let number = std::process::id().wrapping_mul(97) + HANDED_OUT.fetch_add(1, Ordering::Relaxed);
+        let port = 10_000 + u16::try_from(number % 22_000).unwrap();
+        if std::net::UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A node in the hash table: public at a port of loopback, or without a listener, so that nobody can dial it.
@@ -198,8 +214,10 @@ async fn a_member_that_moved_is_found_through_the_hash_table() {
     let invitation = attic.invite(&id, lan_invite()).await.unwrap();
     cellar.join(&invitation.code, false).await.unwrap();
     let member = attic.me().member;
-    until("cellar reaches attic", async || cellar.ping(&id, member, 1).await.unwrap().chosen == "direct")
-        .await;
+    until("cellar reaches attic", async || {
+        cellar.ping(&id, member, 1).await.is_ok_and(|report| report.chosen == "direct")
+    })
+    .await;
 
     attic.shutdown().await;
     drop(attic);
@@ -320,7 +338,7 @@ async fn every_member_refuses_a_removed_one_that_ignores_it() {
         let refused = metrics
             .lines()
             .find_map(|line| line.strip_prefix("kos_refusals_total{layer=\"link\",reason=\"removed\"} "));
-        assert_ne!(refused, Some("0"), "{metrics}");
+        assert!(refused.unwrap().parse::<u64>().unwrap() > 0, "{metrics}");
     }
     for node in [&attic, &porch, &cellar] {
         node.shutdown().await;

@@ -264,10 +264,10 @@ async fn a_service_that_is_down_is_unavailable() {
 #[tokio::test]
 async fn a_service_that_says_nothing_times_out() {
     let service = Service::new(|_| Answer::Stall(String::new())).await;
-    let pair = Pair::before(service.address);
+    let pair = Pair::with(impatient(service.address));
     assert_eq!(pair.get("/").await.refused(), Status::Timeout);
     let half = Service::new(|_| Answer::Stall("HTTP/1.1 200 OK\r\ncontent-le".to_owned())).await;
-    assert_eq!(Pair::before(half.address).get("/").await.refused(), Status::Timeout);
+    assert_eq!(Pair::with(impatient(half.address)).get("/").await.refused(), Status::Timeout);
 }
 
 #[tokio::test]
@@ -303,7 +303,7 @@ async fn an_answer_that_is_cut_or_stalls_ends_as_broken_never_as_whole() {
             }
         })
         .await;
-        let outcome = Pair::before(service.address).get("/").await;
+        let outcome = Pair::with(impatient(service.address)).get("/").await;
         assert_eq!(outcome.broken(), status);
         assert_eq!(outcome.body, b"hello", "what came is passed on");
     }
@@ -331,11 +331,11 @@ async fn an_answer_is_framed_anew_and_ends_with_the_service() {
 #[tokio::test]
 async fn a_caller_that_sends_nothing_does_not_keep_its_place() {
     let service = Service::new(|_| ok("")).await;
-    let pair = Pair::before(service.address);
+    let pair = Pair::with(impatient(service.address));
     for headers in [&[][..], &[("content-length", "5")]] {
         let mut exchange = pair.open(&notes(), &request("POST", "/", headers), Body::Streaming).await;
         exchange.send.flush().await.unwrap();
-        let ended = tokio::time::timeout(Duration::from_secs(20), exchange.recv.head()).await.unwrap();
+        let ended = tokio::time::timeout(PATIENCE, exchange.recv.head()).await.unwrap();
         assert_eq!(ended.unwrap().unwrap_err().status, Status::Timeout, "{headers:?}");
     }
 }

@@ -319,5 +319,5 @@ async fn one_member_fills_a_quarter_of_an_agent_at_most() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), free).await.expect("a place is free again");
+    tokio::time::timeout(PATIENCE, free).await.expect("a place is free again");
 }

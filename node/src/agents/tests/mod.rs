@@ -38,6 +38,8 @@ const FEDERATION: FederationId = FederationId::from_bytes([9; 32]);
 /// The member that calls, and the one whose agents answer.
 const CALLER: u8 = 1;
 const CALLEE: u8 = 2;
+/// A guard against hanging; shorter than any time of [`bridge`], so that none of those is waited for unnoticed.
+const PATIENCE: Duration = Duration::from_secs(40);
 
 fn secret(n: u8) -> SecretKey {
     SecretKey::from_seed(&[n; 32])
@@ -210,16 +212,21 @@ impl Pair {
     }
 }
 
-/// A bridge with short times.
+/// A bridge whose times only guard against hanging.
 fn bridge(address: SocketAddr) -> Bridge {
     Bridge {
         origin: format!("http://{address}").parse().unwrap(),
         reach: Reach::Loopback,
         addresses: vec![address],
         policy: Policy { allow: Vec::new(), upgrade: kos_agents::http::Upgrade::WebSocket },
-        connect_ms: 5_000,
-        answer_ms: 300,
+        connect_ms: 60_000,
+        answer_ms: 60_000,
     }
+}
+
+/// A bridge that soon gives up waiting, yet not before a service on a busy machine has sent what it has.
+fn impatient(address: SocketAddr) -> Bridge {
+    Bridge { answer_ms: 2_000, ..bridge(address) }
 }
 
 /// What became of a call.
@@ -237,7 +244,7 @@ impl Outcome {
         let (send, recv) = exchange.into_halves();
         drop(send);
         let reading = Self::read(recv);
-        tokio::time::timeout(Duration::from_secs(20), reading).await.expect("a call never hangs")
+        tokio::time::timeout(PATIENCE, reading).await.expect("a call never hangs")
     }
 
     async fn read(mut recv: RecvHalf) -> Self {
@@ -288,5 +295,5 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
