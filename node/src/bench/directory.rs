@@ -78,6 +78,19 @@ fn core(authors: usize) -> anyhow::Result<Vec<Figure>> {
     let now = now();
     let extras: Vec<Extra> = (0..authors).map(Extra::numbered).collect();
     let everybody = Everybody(extras.iter().map(|extra| (extra.id(), extra.key())).collect());
+    // First, while the process has freed nothing that it could use again.
+    let before_mb = resident_mb()?;
+    let mut directory = Directory::new(FEDERATION);
+    for (number, extra) in extras.iter().enumerate() {
+        for record in 0..EACH {
+            let time_ms = now.wall_ms - (EACH - record) as u64;
+            let record = extra.agent(FEDERATION, number * EACH + record, time_ms)?;
+            let kind = kos_directory::AgentRecord::KIND;
+            directory.merge(now, Source::Own, kind, record.bytes(), &everybody)?;
+        }
+    }
+    let memory_mb = resident_mb()? - before_mb;
+
     let mut claims = Vec::new();
     for (number, extra) in extras.iter().enumerate() {
         for record in 0..EACH {
@@ -113,17 +126,6 @@ fn core(authors: usize) -> anyhow::Result<Vec<Figure>> {
     let (all, older) = (set(&records), set(&newest_left_out(&records, 100)));
     drop((claims, records));
 
-    let before_mb = resident_mb()?;
-    let mut directory = Directory::new(FEDERATION);
-    for (number, extra) in extras.iter().enumerate() {
-        for record in 0..EACH {
-            let time_ms = now.wall_ms - (EACH - record) as u64;
-            let record = extra.agent(FEDERATION, number * EACH + record, time_ms)?;
-            let kind = kos_directory::AgentRecord::KIND;
-            directory.merge(now, Source::Own, kind, record.bytes(), &everybody)?;
-        }
-    }
-    let memory_mb = resident_mb()? - before_mb;
     let (identical_bytes, identical_rounds, _) = reconcile(&all, &all)?;
     let (newest_bytes, newest_rounds, found) = reconcile(&older, &all)?;
     ensure!(identical_rounds == 1 && found == 100, "{identical_rounds} rounds, {found} found of 100");
