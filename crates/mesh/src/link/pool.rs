@@ -838,8 +838,9 @@ impl Links {
             }
         }
         writer.flush().await?;
-        // It was opened before the session counted changes of connections: one over a relay may have been overtaken.
-        let epoch = if matches!(route, Route::Direct { .. }) { 0 } else { OVERTAKEN };
+        // It was opened before the session counted changes of connections: a carried one may have been overtaken. One over a
+        // circuit is kept: a stranger that joins has no other.
+        let epoch = if matches!(route, Route::Carried { .. }) { OVERTAKEN } else { 0 };
         Ok(Some(self.exchange(live, Parts { writer, reader }, (route, epoch), place, long)))
     }
 }
