@@ -98,7 +98,12 @@ async fn a_direct_connection_is_preferred_and_the_circuit_closed() {
     let (bob_id, bob) = (bob.id(), bob.echo());
     let path = alice.mesh.connect(bob_id, circuit(&relay, Transport::Quic)).await.unwrap();
     assert_eq!(path, Path::Relayed { via: Some(relay.id()) });
-    let relayed = alice.mesh.links_with(&bob_id)[0].connection;
+    let relayed = alice
+        .until("the circuit is up", |event| match event {
+            Event::LinkUp { peer, connection, .. } if peer == bob_id => Some(connection),
+            _ => None,
+        })
+        .await;
     alice
         .until("the path is upgraded", |event| match event {
             Event::PathUpgraded { peer } if peer == bob_id => Some(()),
