@@ -45,7 +45,7 @@ const LINKS_LOST_WITHIN_MS: u64 = 3_000;
 const LINKS_LOST_MIN: usize = 4;
 /// What a node, or somebody who is in touch with it, said within this time shows that it is alive. Clocks may differ.
 const FRESH_MS: u64 = CLOCK_SKEW_MS_MAX + 2 * 60 * 1000;
-/// The signature of a suspicion that is not heard of again is asked for again after this time.
+/// The time in which `SUSPICIONS_PER_MINUTE` are counted.
 const MINUTE_MS: u64 = 60_000;
 
 /// Something that happened.

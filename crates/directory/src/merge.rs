@@ -425,16 +425,7 @@ impl Directory {
         }
     }
 
-    /// One service of one member, with its contract.
-    pub fn service(&self, member: MemberId, name: &str) -> Option<&Checked> {
-        let slot = Slot { author: member, kind: Kind::Service, name: name.into() };
-        match self.get(&slot)?.content() {
-            Content::Service(contract) => contract.as_ref(),
-            _ => None,
-        }
-    }
-
-    /// The services of one member that an agent of its answers.
+    /// The contracts of the services of one member, by name; tombstones left out.
     pub fn services_of(&self, member: MemberId) -> impl Iterator<Item = &Checked> {
         self.records_of(member).filter_map(|record| match record.content() {
             Content::Service(contract) => contract.as_ref(),

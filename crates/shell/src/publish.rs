@@ -259,8 +259,7 @@ impl Runtime {
         contract: Contract,
         enough: usize,
     ) -> Result<Receipts, PublishFailed> {
-        let name = contract.name.clone();
-        let (record, item) = self.sign_service(id, &name, Some(contract))?;
+        let (record, item) = self.sign_service(id, contract)?;
         let asked = self.linked_members(id).len();
         let keys = self.store_at(id, vec![item], enough).await;
         let stored_by = self.0.state.with(id, |federation| {
@@ -272,17 +271,17 @@ impl Runtime {
         Ok(Receipts { record, asked, stored_by: stored_by.unwrap_or_default() })
     }
 
+    /// Signs a service's record and takes it in; returns its id, and the item to be pushed.
     fn sign_service(
         &self,
         id: &FederationId,
-        name: &str,
-        contract: Option<Contract>,
+        contract: Contract,
     ) -> Result<(ObjectId, Vec<u8>), PublishFailed> {
         let (state, now, identity) = (&self.0.state, self.0.state.now(), self.0.state.identity());
         let signed = state.with(id, |federation| {
             let Stamp { author, key_seq, seq, time_ms, expires_ms } =
-                federation.stamp::<ServiceRecord>(now, name, LIFE_MS, state.greatest_record());
-            let name = name.to_owned();
+                federation.stamp::<ServiceRecord>(now, &contract.name, LIFE_MS, state.greatest_record());
+            let (name, contract) = (contract.name.clone(), Some(contract));
             let record = ServiceRecord { author, key_seq, name, seq, time_ms, expires_ms, contract };
             let record = Signed::sign(record, Scope::Federation(*id), identity.secret())?;
             federation.handle(now, Input::Published((&record).into())).published()?;
@@ -305,8 +304,7 @@ impl Runtime {
             })
             .unwrap_or_default();
         for contract in contracts {
-            let name = contract.name.clone();
-            self.sign_service(id, &name, Some(contract))?;
+            self.sign_service(id, contract)?;
         }
         Ok(())
     }
