@@ -26,8 +26,7 @@ impl PublicKey {
     /// [`InvalidKey`] when the bytes are no point, not its canonical encoding, or a point of small order.
     pub fn from_bytes(bytes: &[u8; 32]) -> Result<Self, InvalidKey> {
         let key = ed25519_dalek::VerifyingKey::from_bytes(bytes).map_err(|_| InvalidKey)?;
-        let canonical = key.to_edwards().compress().to_bytes() == *bytes;
-        if key.is_weak() || !canonical { Err(InvalidKey) } else { Ok(Self(key)) }
+        if key.is_weak() || !is_reduced(bytes) { Err(InvalidKey) } else { Ok(Self(key)) }
     }
 
     /// The 32 bytes of RFC 8032.
@@ -67,6 +66,14 @@ impl PublicKey {
     pub fn short(&self) -> String {
         data_encoding::HEXLOWER.encode(&self.as_bytes()[..5])
     }
+}
+
+/// Whether the y coordinate that `bytes` encode is below the field's prime, 2^255 - 19. Of the points whose x is 0, for
+/// which the sign bit would make a second encoding, all are of small order: for other points this alone makes the
+/// encoding canonical (RFC 8032 §5.1.3), without the inversion that encoding the point again would cost.
+fn is_reduced(bytes: &[u8; 32]) -> bool {
+    let high = bytes[31] & 0x7f;
+    high != 0x7f || bytes[1..31].iter().any(|byte| *byte != 0xff) || bytes[0] < 0xed
 }
 
 impl PartialOrd for PublicKey {

@@ -10,10 +10,9 @@ use crate::{
     queue::Queue,
     random::Random,
 };
-use kos_directory::{Claim, Directory, Record, Screened, Source};
+use kos_directory::{Claim, Directory, Screened, Source, Verified};
 use kos_protocol::{id::FederationId, time::Timestamp};
 use serde::Serialize;
-use std::sync::Arc;
 
 const FEDERATION: FederationId = FederationId::from_bytes([9; 32]);
 /// Bytes a second a home's line sends: 20 Mbit/s.
@@ -99,7 +98,7 @@ enum Event {
 
 struct Message {
     claim: Claim,
-    record: Arc<Record>,
+    record: Verified,
     bytes: u64,
     published_us: u64,
     reached_us: Vec<u64>,
@@ -212,7 +211,6 @@ impl World<'_> {
         let record = claim.clone().verify(&self.people[author].key.public()).expect("we signed it");
         let mut reached_us = vec![u64::MAX; self.nodes.len()];
         reached_us[author] = self.queue.now_us();
-        let record = Arc::new(record);
         let own = self.nodes[author].directory.insert(now, Source::Own, record.clone(), &self.everybody);
         own.expect("a member publishes");
         self.messages.push(Message {

@@ -21,6 +21,6 @@ pub use accounts::{Account, Accounts};
 pub use merge::{Authors, Directory, Found, MergeError, Merged, Screened, Source, Stats};
 pub use record::{
     AgentCert, AgentRecord, Capability, Claim, Content, Entry, Header, Kind, LinkRecord, MeasuredLink,
-    NodeRecord, Record, ServiceRecord, Slot, SuspectRecord,
+    NodeRecord, Record, ServiceRecord, Slot, SuspectRecord, Verified,
 };
 pub use search::{Completeness, Freshness, Health, Hits, Query, QueryError};

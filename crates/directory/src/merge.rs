@@ -3,7 +3,7 @@
 use crate::{
     accounts::Accounts,
     contract::{Checked, ContractError},
-    record::{AgentRecord, Claim, Content, Kind, NodeRecord, Record, Slot},
+    record::{AgentRecord, Claim, Content, Kind, NodeRecord, Record, Slot, Verified},
     search::{Health, Hits, Index, Query},
 };
 use kos_protocol::{
@@ -154,10 +154,10 @@ pub enum Source {
 }
 
 /// A record that answers a query.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found<'a, T> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found<T> {
     /// What it says.
-    pub entry: &'a T,
+    pub entry: T,
     /// Its id.
     pub id: ObjectId,
     /// How old it is by this node's clock.
@@ -236,8 +236,8 @@ impl Directory {
         match self.screen(now, source, &claim, authors)? {
             Screened::Known => Ok(Merged::Known),
             Screened::Verify(key) => {
-                let record = claim.verify(&key).inspect_err(|error| self.blame(error))?;
-                self.insert(now, source, Arc::new(record), authors)
+                let verified = claim.verify(&key).inspect_err(|error| self.blame(error))?;
+                self.insert(now, source, verified, authors)
             }
         }
     }
@@ -294,9 +294,10 @@ impl Directory {
         &mut self,
         now: Timestamp,
         source: Source,
-        record: Arc<Record>,
+        verified: Verified,
         authors: &impl Authors,
     ) -> Result<Merged, MergeError> {
+        let record = verified.record.clone();
         let (author, key_seq) = (record.author(), record.key_seq());
         if authors.key_of(&author, key_seq).is_none() {
             return Err(MergeError::NotAnAuthor { author, key_seq });
@@ -311,7 +312,7 @@ impl Directory {
             self.accounts.spend(author, now);
         }
         self.remove(record.slot());
-        let row = self.index.insert(record.clone());
+        let row = self.index.insert(verified);
         self.ids.insert(record.id(), row);
         self.expiries.insert((record.expires_ms(), row));
         self.accounts.add(author, record.bytes().len());
@@ -345,14 +346,13 @@ impl Directory {
         self.version += 1;
     }
 
-    /// Drops records whose authors left or signed them with a key that was replaced; returns their slots.
-    pub fn retain(&mut self, authors: &impl Authors) -> Vec<Slot> {
-        let may_stay = |row: u32| {
-            let record = self.index.record(row);
-            authors.key_of(&record.author(), record.key_seq()).is_some()
-        };
+    /// Drops those records of `members` that they may not have written, because they left or signed them with a key that
+    /// was replaced; returns their slots.
+    pub fn retain(&mut self, authors: &impl Authors, members: &[MemberId]) -> Vec<Slot> {
+        let may_stay = |record: &Arc<Record>| authors.key_of(&record.author(), record.key_seq()).is_some();
+        let of_members = members.iter().flat_map(|member| self.records_of(*member));
         let gone: Vec<_> =
-            self.slots.iter().filter(|(_, row)| !may_stay(**row)).map(|(slot, _)| slot.clone()).collect();
+            of_members.filter(|record| !may_stay(record)).map(|record| record.slot().clone()).collect();
         gone.iter().for_each(|slot| self.remove(slot));
         self.accounts.retain_authors_with_records_or(|author| authors.is_author(author));
         gone
@@ -379,7 +379,7 @@ impl Directory {
     }
 
     /// Every node.
-    pub fn nodes(&self, now: Timestamp) -> impl Iterator<Item = Found<'_, NodeRecord>> {
+    pub fn nodes(&self, now: Timestamp) -> impl Iterator<Item = Found<&NodeRecord>> {
         self.records().filter_map(move |record| match record.content() {
             Content::Node(node) => Some(found(now, record, &**node)),
             _ => None,
@@ -387,10 +387,10 @@ impl Directory {
     }
 
     /// The node of one member.
-    pub fn node(&self, now: Timestamp, member: MemberId) -> Option<Found<'_, NodeRecord>> {
+    pub fn node(&self, now: Timestamp, member: MemberId) -> Option<Found<&NodeRecord>> {
         let record = self.get(&Slot::only(member, Kind::Node))?;
         match record.content() {
-            Content::Node(node) => Some(found(now, record, node)),
+            Content::Node(node) => Some(found(now, record, &**node)),
             _ => None,
         }
     }
@@ -400,12 +400,9 @@ impl Directory {
         &self,
         now: Timestamp,
         class: Option<AgentClass>,
-    ) -> impl Iterator<Item = Found<'_, AgentRecord>> {
-        let wanted = move |agent: &AgentId| class.is_none_or(|class| class == agent.class());
-        self.records().filter_map(move |record| match record.content() {
-            Content::Agent(agent, Some(_)) if wanted(&agent.agent) => Some(found(now, record, &**agent)),
-            _ => None,
-        })
+    ) -> impl Iterator<Item = Found<AgentRecord>> {
+        let agents = self.records().filter_map(move |record| Some(found(now, record, record.agent()?)));
+        agents.filter(move |found| class.is_none_or(|class| class == found.entry.agent.class()))
     }
 
     /// One agent of one member, with its key.
@@ -414,12 +411,12 @@ impl Directory {
         now: Timestamp,
         member: MemberId,
         agent: &AgentId,
-    ) -> Option<(Found<'_, AgentRecord>, PublicKey)> {
+    ) -> Option<(Found<AgentRecord>, PublicKey)> {
         let slot = Slot { author: member, kind: Kind::Agent, name: agent.to_string().into() };
         let record = self.get(&slot)?;
         match record.content() {
-            Content::Agent(agent, Some(key)) => {
-                Some((found(now, record, &**agent), PublicKey::from_bytes(key).ok()?))
+            Content::Agent(Some(key)) => {
+                Some((found(now, record, record.agent()?), PublicKey::from_bytes(key).ok()?))
             }
             _ => None,
         }
@@ -492,7 +489,7 @@ impl Directory {
     }
 }
 
-fn found<'a, T>(now: Timestamp, record: &Record, entry: &'a T) -> Found<'a, T> {
+fn found<T>(now: Timestamp, record: &Record, entry: T) -> Found<T> {
     let age_ms = now.wall_ms.saturating_sub(record.time_ms());
     Found { entry, id: record.id(), age_ms }
 }

@@ -21,6 +21,7 @@ pub use suspect::SuspectRecord;
 use crate::{
     contract::Checked,
     merge::{Authors, MergeError},
+    search::terms_of,
 };
 use kos_protocol::{
     cbor,
@@ -32,6 +33,7 @@ use kos_protocol::{
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// What every record says in the same fields, so that a node can judge a kind it does not know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,8 +66,9 @@ pub trait Entry: Object {
 pub enum Content {
     /// A node.
     Node(Box<NodeRecord>),
-    /// An agent with the key that its certificate names, which was checked; none in a tombstone.
-    Agent(Box<AgentRecord>, Option<[u8; 32]>),
+    /// An agent: the key that its certificate names, which was checked; none in a tombstone. What else it says is read
+    /// from its bytes when it is asked for ([`Record::agent`]): most of a directory are agents that nobody asks for.
+    Agent(Option<[u8; 32]>),
     /// A service with its contract, which was checked; none in a tombstone.
     Service(Option<Checked>),
     /// The links of a node.
@@ -86,8 +89,9 @@ pub struct Claim {
     time_ms: u64,
     expires_ms: u64,
     bytes: Box<[u8]>,
-    payload: Vec<u8>,
+    /// What the signature covers; the payload is its end.
     signed: Vec<u8>,
+    payload_bytes: usize,
     signature: [u8; 64],
 }
 
@@ -96,12 +100,17 @@ impl Claim {
     ///
     /// # Errors
     /// [`MergeError::Decode`] and [`MergeError::Content`].
-    pub fn parse(federation: FederationId, kind: &str, bytes: &[u8]) -> Result<Self, MergeError> {
+    pub fn parse(
+        federation: FederationId,
+        kind: &str,
+        bytes: impl AsRef<[u8]> + Into<Box<[u8]>>,
+    ) -> Result<Self, MergeError> {
         let kind = Kind::parse(kind).ok_or(MergeError::Content("kind"))?;
-        let (payload, signature) = open_envelope(bytes, RECORD_BYTES_MAX).map_err(|error| match error {
-            ObjectError::Decode(error) => MergeError::Decode(error),
-            _ => MergeError::Content("header"),
-        })?;
+        let (payload, signature) =
+            open_envelope(bytes.as_ref(), RECORD_BYTES_MAX).map_err(|error| match error {
+                ObjectError::Decode(error) => MergeError::Decode(error),
+                _ => MergeError::Content("header"),
+            })?;
         let header: Header = cbor::decode_canonical(&payload, RECORD_BYTES_MAX)?;
         check(header.slot.len() <= NAME_BYTES_MAX && is_display_safe(&header.slot), "slot")?;
         let mut aad = format!("kos/{kind}/1").into_bytes();
@@ -115,9 +124,13 @@ impl Claim {
             expires_ms: header.expires_ms,
             bytes: bytes.into(),
             signed: sig_structure(&aad, &payload),
-            payload,
+            payload_bytes: payload.len(),
             signature,
         })
+    }
+
+    fn payload(&self) -> &[u8] {
+        &self.signed[self.signed.len() - self.payload_bytes..]
     }
 
     /// Where it belongs.
@@ -157,11 +170,28 @@ impl Claim {
     ///
     /// # Errors
     /// [`MergeError::BadSignature`], [`MergeError::BadCert`], [`MergeError::Content`], [`MergeError::Decode`].
-    pub fn verify(self, key: &PublicKey) -> Result<Record, MergeError> {
+    pub fn verify(self, key: &PublicKey) -> Result<Verified, MergeError> {
         let author = self.slot.author;
         key.verify(&self.signed, &self.signature).map_err(|_| MergeError::BadSignature { author })?;
-        let content = self.read_content(key)?;
-        Ok(Record {
+        self.into_record(Some(key))
+    }
+
+    /// Takes a record from this node's own store, where it was put when it was verified. Checks all that
+    /// [`Claim::verify`] does but the signatures: a hundred thousand of those would take seconds at each start, and who
+    /// can write into the store can read this node's keys.
+    ///
+    /// # Errors
+    /// As [`Claim::verify`], except [`MergeError::BadSignature`]; [`MergeError::Future`] and [`MergeError::Expired`].
+    pub fn trust(self, now: Timestamp) -> Result<Verified, MergeError> {
+        self.check_times(now)?;
+        self.into_record(None)
+    }
+
+    /// Without a key the signatures count as checked.
+    fn into_record(self, key: Option<&PublicKey>) -> Result<Verified, MergeError> {
+        let (content, agent) = self.read_content(key)?;
+        let terms = terms_of(&content, agent.as_deref());
+        let record = Record {
             id: ObjectId::from_bytes(sha256(&self.signed)),
             slot: self.slot,
             key_seq: self.key_seq,
@@ -170,45 +200,65 @@ impl Claim {
             expires_ms: self.expires_ms,
             bytes: self.bytes,
             content,
-        })
+        };
+        Ok(Verified { record: Arc::new(record), terms: terms.into() })
     }
 
-    fn read_content(&self, key: &PublicKey) -> Result<Content, MergeError> {
+    fn read_content(
+        &self,
+        key: Option<&PublicKey>,
+    ) -> Result<(Content, Option<Box<AgentRecord>>), MergeError> {
         fn read<T: Object>(payload: &[u8]) -> Result<Box<T>, MergeError> {
             Ok(Box::new(cbor::decode_message(payload, RECORD_BYTES_MAX)?))
         }
         let header_slot_is_empty = self.slot.name.is_empty();
-        Ok(match &self.slot.kind {
+        let payload = self.payload();
+        let content = match &self.slot.kind {
             Kind::Node => {
-                let node = read::<NodeRecord>(&self.payload)?;
+                let node = read::<NodeRecord>(payload)?;
                 check(header_slot_is_empty, "slot")?;
                 node.check()?;
                 Content::Node(node)
             }
             Kind::Agent => {
-                let mut agent = read::<AgentRecord>(&self.payload)?;
+                let agent = read::<AgentRecord>(payload)?;
                 agent.check()?;
-                let agent_key = agent.take_cert(self.federation, key)?;
-                Content::Agent(agent, agent_key.map(|key| *key.as_bytes()))
+                let agent_key = agent.certified_key(self.federation, key)?;
+                return Ok((Content::Agent(agent_key), Some(agent)));
             }
             Kind::Link => {
-                let link = read::<LinkRecord>(&self.payload)?;
+                let link = read::<LinkRecord>(payload)?;
                 check(header_slot_is_empty, "slot")?;
                 link.check()?;
                 Content::Link(link)
             }
             Kind::Suspect => {
-                let suspicion = read::<SuspectRecord>(&self.payload)?;
+                let suspicion = read::<SuspectRecord>(payload)?;
                 suspicion.check()?;
                 Content::Suspect(suspicion)
             }
-            Kind::Service => Content::Service(read::<ServiceRecord>(&self.payload)?.check()?),
+            Kind::Service => Content::Service(read::<ServiceRecord>(payload)?.check()?),
             Kind::Other(_) => Content::Unknown,
-        })
+        };
+        Ok((content, None))
     }
 }
 
-/// A verified record.
+/// A verified record and what it can be found by: all that can be made of it on any thread. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Verified {
+    pub(crate) record: Arc<Record>,
+    pub(crate) terms: Arc<[Box<str>]>,
+}
+
+impl Verified {
+    /// The record.
+    pub fn record(&self) -> &Arc<Record> {
+        &self.record
+    }
+}
+
+/// A record whose signature was checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     slot: Slot,
@@ -232,12 +282,12 @@ impl Record {
         kind: &str,
         bytes: &[u8],
         authors: &impl Authors,
-    ) -> Result<Self, MergeError> {
+    ) -> Result<Arc<Self>, MergeError> {
         let claim = Claim::parse(federation, kind, bytes)?;
         claim.check_times(now)?;
         let (author, key_seq) = (claim.slot.author, claim.key_seq);
         let key = authors.key_of(&author, key_seq).ok_or(MergeError::NotAnAuthor { author, key_seq })?;
-        claim.verify(&key)
+        Ok(claim.verify(&key)?.record)
     }
 
     /// Where it belongs.
@@ -279,6 +329,12 @@ impl Record {
     /// What it says.
     pub fn content(&self) -> &Content {
         &self.content
+    }
+    /// The agent it tells of, its certificate included, read from its bytes; none for other kinds and for tombstones.
+    pub fn agent(&self) -> Option<AgentRecord> {
+        let Content::Agent(Some(_)) = self.content else { return None };
+        let (payload, _) = open_envelope(&self.bytes, RECORD_BYTES_MAX).ok()?;
+        cbor::decode_message(&payload, RECORD_BYTES_MAX).ok()
     }
     /// Whether it replaces `other` in their slot.
     pub(crate) fn replaces(&self, other: &Self) -> bool {

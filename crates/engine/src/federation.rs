@@ -87,6 +87,10 @@ pub struct Federation {
     published: BTreeMap<Slot, (u64, ObjectId)>,
     duties: BTreeMap<Duty, u64>,
     running: bool,
+    /// When acts or keys came that the roster does not show yet: it is made anew once for many of them.
+    outdated: Option<Timestamp>,
+    /// More acts follow at once.
+    more_follows: bool,
     outputs: VecDeque<Output>,
     stats: Stats,
 }
@@ -108,6 +112,8 @@ impl Federation {
             published: BTreeMap::new(),
             duties: BTreeMap::new(),
             running: false,
+            outdated: None,
+            more_follows: false,
             outputs: VecDeque::new(),
             stats: Stats::default(),
         };
@@ -147,6 +153,7 @@ impl Federation {
             // One that does not fit is left out: catch-up brings the right one.
             let _ = federation.take_key_log(now, &log, Origin::Outside);
         }
+        federation.refresh();
         if let Some(secret) = &reply.secret {
             federation.handle(now, Input::Secret(secret));
         }
@@ -165,6 +172,9 @@ impl Federation {
     /// [`Refusal`]: damaged, or, for records and key logs, out of date. Those may be forgotten; an act is kept for a
     /// person to look at.
     pub fn restore(&mut self, now: Timestamp, table: Table, bytes: &[u8]) -> Result<(), Refusal> {
+        if !matches!(table, Table::Genesis | Table::Acts | Table::KeyLogs) {
+            self.refresh();
+        }
         if table == Table::Secret {
             return self.take_secret(bytes, Origin::Store).map(|_| ());
         }
@@ -176,15 +186,19 @@ impl Federation {
 
     /// Everything is restored: from here on duties are done.
     pub fn start(&mut self, now: Timestamp) {
+        self.refresh();
         self.running = true;
-        let orphaned = self.directory.retain(&RosterAuthors(&self.roster));
-        self.drop_records(orphaned);
+        let authors: Vec<MemberId> = self.directory.accounts().iter().map(|(author, _)| *author).collect();
+        self.drop_orphaned(&authors);
         self.plan(now);
     }
 
     /// Takes what happened. Orders that follow wait in [`Self::poll_output`], and something may be wanted at
     /// [`Self::next_deadline_ms`].
     pub fn handle(&mut self, now: Timestamp, input: Input<'_>) -> Verdict {
+        if !self.more_follows {
+            self.refresh();
+        }
         let outcome = match input {
             Input::Heard { from, item } => {
                 let outcome = self.take(now, item, Origin::Outside);
@@ -245,7 +259,7 @@ impl Federation {
                     cbor::decode_canonical(&item.body, ITEM_BYTES_MAX).map_err(ItemError::from)?;
                 self.take_key_log(now, &KeyLog::parse(&list)?, origin)
             }
-            _ if item.is_record() => self.take_record(now, &item, origin),
+            _ if item.is_record() => self.take_record(now, item, origin),
             _ => self.take_unknown(bytes, origin),
         }
     }
@@ -273,7 +287,7 @@ impl Federation {
             }
         }
         self.changes += 1;
-        self.refresh(now, origin);
+        self.outdate(now);
         Ok(Verdict::New)
     }
 
@@ -285,7 +299,7 @@ impl Federation {
             self.persist(Table::KeyLogs, log.member().as_bytes(), Item::key_log(log).to_bytes());
         }
         self.changes += 1;
-        self.refresh(now, origin);
+        self.outdate(now);
         Ok(Verdict::New)
     }
 
@@ -368,7 +382,7 @@ impl Federation {
         let expired = self.directory.expire(now);
         self.drop_records(expired);
         if self.roster.next_lapse_ms().is_some_and(|lapse_ms| lapse_ms <= now.wall_ms) {
-            self.refresh(now, Origin::Outside);
+            self.outdate(now);
         } else {
             self.plan(now);
         }
@@ -402,26 +416,49 @@ impl Federation {
 
     /// The next order for the shell. Drain after every call that takes `&mut self`.
     pub fn poll_output(&mut self) -> Option<Output> {
+        self.refresh();
         self.outputs.pop_front()
     }
 
-    /// The roster may have changed: tell who came and went, and drop what they wrote.
-    fn refresh(&mut self, now: Timestamp, origin: Origin) {
+    /// All orders there are now, as with [`Federation::poll_output`].
+    pub fn take_outputs(&mut self) -> VecDeque<Output> {
+        self.refresh();
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// The roster may have changed.
+    fn outdate(&mut self, now: Timestamp) {
+        self.outdated = Some(now);
+        if self.running && !self.more_follows {
+            self.refresh();
+        }
+    }
+
+    /// Makes the roster anew if it may have changed; tells who came and went, and drops what they wrote.
+    fn refresh(&mut self) {
+        let Some(now) = self.outdated.take() else { return };
         let roster = self.acts.roster(now.wall_ms);
         let change = difference(&self.roster, &roster);
         self.roster = Arc::new(roster);
         if !change.is_empty() {
             self.tell_members(now);
         }
-        if origin == Origin::Store {
+        if !self.running {
             return;
         }
         if !change.is_empty() {
+            let gone: Vec<MemberId> =
+                change.removed.iter().chain(&change.suspended).chain(&change.rotated).copied().collect();
             self.outputs.push_back(Output::RosterChanged(change));
-            let orphaned = self.directory.retain(&RosterAuthors(&self.roster));
-            self.drop_records(orphaned);
+            self.drop_orphaned(&gone);
         }
         self.plan(now);
+    }
+
+    /// Drops the records of these authors that they may not, or no longer, have written.
+    fn drop_orphaned(&mut self, authors: &[MemberId]) {
+        let orphaned = self.directory.retain(&RosterAuthors(&self.roster), authors);
+        self.drop_records(orphaned);
     }
 
     /// Keeps what is planned, drops what is done, orders what is due and plans the rest.

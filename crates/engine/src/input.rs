@@ -1,15 +1,18 @@
 //! What goes into a federation: things that happened.
 
-use crate::output::Verdict;
-use kos_directory::{Claim, Entry, MergeError, Record, liveness};
+use crate::{
+    item::Item,
+    output::{Refusal, Verdict},
+};
+use kos_directory::{Claim, Entry, MergeError, Verified, liveness};
 use kos_governance::act::Act;
 use kos_protocol::{
-    id::{MemberId, ObjectId},
+    id::{FederationId, MemberId, ObjectId},
     key::PublicKey,
     key_log::KeyLog,
     object::Signed,
+    time::Timestamp,
 };
-use std::sync::Arc;
 
 /// Something that happened.
 #[derive(Clone, Debug)]
@@ -35,6 +38,25 @@ pub enum Input<'a> {
     Liveness(liveness::Input),
     /// The time of [`crate::Federation::next_deadline_ms`] has come.
     DeadlineReached,
+}
+
+/// A record that was persisted, read again.
+#[derive(Clone, Debug)]
+pub struct Stored(pub(crate) Verified);
+
+impl Stored {
+    /// Reads a row of [`crate::Table::Records`]: the part of restoring it that any thread can do.
+    ///
+    /// # Errors
+    /// [`Refusal`]: damaged, or out of date; it may be forgotten.
+    pub fn read(now: Timestamp, federation: FederationId, bytes: &[u8]) -> Result<Self, Refusal> {
+        Self::of(now, federation, Item::parse(bytes)?)
+    }
+
+    pub(crate) fn of(now: Timestamp, federation: FederationId, item: Item) -> Result<Self, Refusal> {
+        let claim = Claim::parse(federation, &item.kind, item.body.into_vec())?;
+        Ok(Self(claim.trust(now)?))
+    }
 }
 
 /// A record this node signed.
@@ -72,7 +94,7 @@ pub struct Check {
 impl Check {
     /// Checks it: one signature, two for an agent.
     pub fn run(self) -> Checked {
-        Checked { from: self.from, outcome: self.claim.verify(&self.key).map(Arc::new) }
+        Checked { from: self.from, outcome: self.claim.verify(&self.key) }
     }
 }
 
@@ -80,5 +102,5 @@ impl Check {
 #[derive(Clone, Debug)]
 pub struct Checked {
     pub(crate) from: Option<MemberId>,
-    pub(crate) outcome: Result<Arc<Record>, MergeError>,
+    pub(crate) outcome: Result<Verified, MergeError>,
 }

@@ -17,7 +17,7 @@ pub mod item;
 pub mod output;
 
 pub use federation::Federation;
-pub use input::{Check, Checked, Input, Published, Screened};
+pub use input::{Check, Checked, Input, Published, Screened, Stored};
 pub use item::{Item, ItemError};
 pub use output::{
     Output, PublishError, Refusal, RosterChange, Stamp, Stats, Table, Verdict, WelcomeError, check_row,

@@ -11,7 +11,7 @@ use crate::{
     wire::peer_of,
 };
 use kos_directory::Kind;
-use kos_engine::{Input, Output, RosterChange, Table};
+use kos_engine::{Federation, Input, Output, RosterChange, Table};
 use kos_governance::{
     act::{Action, Role},
     secret::day_of,
@@ -28,7 +28,7 @@ const TABLES: [Table; 6] =
     [Table::Genesis, Table::Acts, Table::KeyLogs, Table::Secret, Table::Records, Table::Unknown];
 
 /// Rows of one table lie together, in the order in which they are restored.
-fn row_key(table: Table, key: &[u8]) -> Vec<u8> {
+pub(crate) fn row_key(table: Table, key: &[u8]) -> Vec<u8> {
     let number = TABLES.iter().position(|other| *other == table).unwrap_or_default() as u8;
     [&[number], key].concat()
 }
@@ -59,18 +59,38 @@ impl Runtime {
     pub(crate) fn carry_out(&self, id: &FederationId) {
         // One task at a time, or two could hand on the orders of one federation in another order than its own.
         let _turn = lock(&self.0.carrying);
-        while let Some(output) = self.0.state.with(id, |federation| federation.poll_output()).flatten() {
+        loop {
+            let outputs = self.0.state.with(id, Federation::take_outputs).unwrap_or_default();
+            if outputs.is_empty() {
+                break;
+            }
+            self.carry_out_all(id, outputs);
+        }
+        // Something may be wanted sooner now.
+        self.0.deadline.notify_one();
+    }
+
+    fn carry_out_all(&self, id: &FederationId, outputs: impl IntoIterator<Item = Output>) {
+        // Of what peers can give again, many rows come at once. Nothing else waits for them.
+        let mut rebuildable = Vec::new();
+        let mut directory_changed = false;
+        for output in outputs {
             match output {
-                Output::Persist { table, key, bytes } => self.persist(id, table, &key, bytes),
-                Output::Forget { table, key } => self.forget(id, table, &key),
+                Output::Persist { table, key, bytes } if is_rebuildable(table) => {
+                    rebuildable.push(((*id.as_bytes(), row_key(table, &key)), Some(bytes)));
+                }
+                Output::Forget { table, key } if is_rebuildable(table) => {
+                    rebuildable.push(((*id.as_bytes(), row_key(table, &key)), None));
+                }
+                Output::Persist { table, key, bytes } => self.keep(id, table, &key, Some(bytes)),
+                Output::Forget { table, key } => self.keep(id, table, &key, None),
                 Output::Broadcast(bytes) => self.broadcast(id, bytes),
                 Output::RosterChanged(change) => self.roster_changed(id, &change),
                 Output::DirectoryChanged(slots) => {
                     for slot in slots.iter().filter(|slot| slot.kind == Kind::Node) {
                         self.addresses_changed(id, &slot.author);
                     }
-                    self.0.changes.send_modify(|count| *count += 1);
-                    self.0.app.changed(Change::Directory);
+                    directory_changed = true;
                 }
                 Output::SecretChanged => {
                     let (runtime, id) = (self.clone(), *id);
@@ -105,30 +125,23 @@ impl Runtime {
                 }
             }
         }
-        // Something may be wanted sooner now.
-        self.0.deadline.notify_one();
-    }
-
-    fn persist(&self, id: &FederationId, table: Table, key: &[u8], bytes: Vec<u8>) {
-        if table == Table::Genesis {
-            self.0.keeper.put([(Row::Genesis(*id), Some(bytes))]);
-        } else if is_rebuildable(table) {
-            if let Err(error) =
-                self.0.state.index.put(INDEX_ITEMS, &(*id.as_bytes(), row_key(table, key)), &bytes)
-            {
-                tracing::debug!(%error, "a record was not kept");
-            }
-        } else {
-            self.0.keeper.put([(Row::Item(*id, row_key(table, key)), Some(bytes))]);
+        if !rebuildable.is_empty()
+            && let Err(error) = self.0.state.index.apply(INDEX_ITEMS, &rebuildable)
+        {
+            tracing::debug!(%error, "records were not kept");
+        }
+        if directory_changed {
+            self.0.changes.send_modify(|count| *count += 1);
+            self.0.app.changed(Change::Directory);
         }
     }
 
-    fn forget(&self, id: &FederationId, table: Table, key: &[u8]) {
-        if is_rebuildable(table) {
-            let _ = self.0.state.index.delete(INDEX_ITEMS, &(*id.as_bytes(), row_key(table, key)));
-        } else {
-            self.0.keeper.put([(Row::Item(*id, row_key(table, key)), None)]);
-        }
+    fn keep(&self, id: &FederationId, table: Table, key: &[u8], bytes: Option<Vec<u8>>) {
+        let row = match table {
+            Table::Genesis => Row::Genesis(*id),
+            _ => Row::Item(*id, row_key(table, key)),
+        };
+        self.0.keeper.put([(row, bytes)]);
     }
 
     pub(crate) fn broadcast(&self, id: &FederationId, bytes: Vec<u8>) {

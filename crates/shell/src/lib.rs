@@ -25,6 +25,7 @@ mod once;
 mod options;
 mod publish;
 mod query;
+mod restore;
 mod runtime;
 mod serve;
 mod state;

@@ -292,10 +292,13 @@ fn hit(federation: &Federation, wall_ms: u64, record: &Record) -> Hit {
     let observed = observed(federation, &member);
     let (name, description, capabilities) = match record.content() {
         Content::Node(node) => (node.name.clone(), String::new(), node.features.clone()),
-        Content::Agent(agent, _) => {
+        Content::Agent(_) => {
+            let agent = record.agent();
+            let capabilities = agent.iter().flat_map(|agent| &agent.capabilities);
             let capability = |of: &kos_directory::Capability| format!("{} {}", of.name, of.version);
-            let capabilities = agent.capabilities.iter().map(capability).collect();
-            (agent.agent.to_string(), agent.description.clone(), capabilities)
+            let capabilities = capabilities.map(capability).collect();
+            let description = agent.as_ref().map(|agent| agent.description.clone());
+            (record.slot().name.to_string(), description.unwrap_or_default(), capabilities)
         }
         Content::Service(Some(checked)) => {
             let contract = checked.contract();

@@ -10,9 +10,10 @@ use crate::{
     once::Once,
     options::{NodeRole, Options},
     publish::AgentOffer,
+    restore::restore,
     serve::Intents,
     state::{State, lock},
-    tables::{ADDRESS_BOOK, FEDERATIONS, INDEX_ITEMS, INDEX_VERSION, LEDGER_ITEMS, SETTINGS, WAYS, schema},
+    tables::{ADDRESS_BOOK, FEDERATIONS, INDEX_VERSION, SETTINGS, WAYS, schema},
     wire::{CarriedWire, MeshWire, OwnWire, boxed, key_of, peer_of, route},
 };
 use kos_directory::liveness::Input as Liveness;
@@ -713,43 +714,6 @@ fn kept_ways(state: &State) -> BTreeMap<PublicKey, Vec<kos_mesh::Multiaddr>> {
         tracing::debug!(%error, "ways that lead nowhere were not forgotten");
     }
     ways
-}
-
-/// Gives a federation back what was persisted; what does not count any more is left out.
-fn restore(
-    federation: &mut Federation,
-    now: kos_protocol::time::Timestamp,
-    ledger: &Ledger,
-    index: &Index,
-) -> Result<(), StartError> {
-    let id = *federation.id().as_bytes();
-    let mut give = |table, bytes: &[u8]| {
-        match federation.restore(now, table, bytes) {
-            Ok(()) => {}
-            // Who was removed by it would be a member again.
-            Err(refusal) if table == Table::Acts => {
-                tracing::error!(%refusal, "an act in the ledger counts no more: run `kai fsck`");
-            }
-            Err(refusal) => tracing::debug!(?table, %refusal, "not restored"),
-        }
-    };
-    for row in ledger.prefix(LEDGER_ITEMS, &id)? {
-        let ((_, key), bytes) = row?;
-        if let Some(table) = crate::carry_out::table_of(&key) {
-            give(table, &bytes);
-        }
-    }
-    match index.prefix(INDEX_ITEMS, &id) {
-        Ok(rows) => {
-            for ((_, key), bytes) in rows.flatten() {
-                if let Some(table) = crate::carry_out::table_of(&key) {
-                    give(table, &bytes);
-                }
-            }
-        }
-        Err(error) => tracing::warn!(%error, "the index cannot be read; peers will give the records again"),
-    }
-    Ok(())
 }
 
 fn mesh_config(options: &Options, state: &State) -> Result<Config, StartError> {

@@ -373,9 +373,9 @@ impl Runtime {
     pub fn agents(&self, id: &FederationId) -> Vec<AgentInfo> {
         let (own, now) = (self.0.state.identity().member(), self.0.state.now());
         let listed = self.0.state.with(id, |federation| {
-            let of = |found: kos_directory::Found<'_, kos_directory::AgentRecord>| {
+            let of = |found: kos_directory::Found<kos_directory::AgentRecord>| {
                 let member = federation.roster().active_member(&found.entry.author)?;
-                Some((found.entry.clone(), found.age_ms, member.name.clone(), member.key()))
+                Some((found.entry, found.age_ms, member.name.clone(), member.key()))
             };
             federation.directory().agents(now, None).filter_map(of).collect::<Vec<_>>()
         });
@@ -428,11 +428,10 @@ impl Runtime {
             let member = match place {
                 Some(place) => federation.roster().resolve(place)?,
                 None => {
-                    let offering = federation.directory().agents(now, Some(agent.class()));
-                    let having: Vec<_> = offering
-                        .filter(|found| found.entry.agent == agent)
-                        .filter_map(|found| federation.roster().active_member(&found.entry.author))
-                        .collect();
+                    let has =
+                        |member: &MemberId| federation.directory().agent(now, *member, &agent).is_some();
+                    let active = federation.roster().active();
+                    let having: Vec<_> = active.filter(|member| has(&member.id)).collect();
                     match *having.as_slice() {
                         [] => return Err(ResolveError::Nobody(agent.clone())),
                         [one] => one,

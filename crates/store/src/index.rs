@@ -8,6 +8,7 @@
 //! A row found in the index was once put there, though after damage it may be an older one; that a row is not found
 //! proves nothing. Callers reconcile the index with its sources, which is what makes it an index.
 
+use std::borrow::Borrow;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::marker::PhantomData;
@@ -197,6 +198,37 @@ impl Index {
             .map_err(|source| IndexError::Malformed { table: table.name(), source })?;
         self.check_space(bytes.len())?;
         self.run(|db| db.open_tree(table.name())?.insert(key_bytes(key), bytes)).map(drop)
+    }
+
+    /// Writes rows and removes those whose value is none, all at once: after a crash they are all there or none is.
+    ///
+    /// # Errors
+    /// See [`IndexError`].
+    pub fn apply<K, V, C>(
+        &self,
+        table: Table<K, V, C>,
+        rows: &[(K, Option<V::Owned>)],
+    ) -> Result<(), IndexError>
+    where
+        K: Key,
+        V: ToOwned + ?Sized,
+        C: Codec<V>,
+    {
+        let (mut batch, mut size_bytes) = (sled::Batch::default(), 0);
+        for (key, value) in rows {
+            match value {
+                Some(value) => {
+                    let mut bytes = Vec::new();
+                    C::encode(value.borrow(), &mut bytes)
+                        .map_err(|source| IndexError::Malformed { table: table.name(), source })?;
+                    size_bytes += bytes.len();
+                    batch.insert(key_bytes(key), bytes);
+                }
+                None => batch.remove(key_bytes(key)),
+            }
+        }
+        self.check_space(size_bytes)?;
+        self.run(|db| db.open_tree(table.name())?.apply_batch(batch))
     }
 
     /// Removes a row, if there is one.

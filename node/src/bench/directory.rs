@@ -118,13 +118,13 @@ fn core(authors: usize) -> anyhow::Result<Vec<Figure>> {
         running.into_iter().map(|part| part.join().expect("verifying does not panic")).collect()
     });
     let verify_s = begun.elapsed().as_secs_f64();
-    let records: Vec<Arc<_>> =
-        verified.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().map(Arc::new).collect();
+    let verified = verified.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let records: Vec<Arc<_>> = verified.iter().flatten().map(|verified| verified.record().clone()).collect();
     let set = |names: &[Arc<kos_directory::Record>]| {
         Set::new(names.iter().map(|record| (record.time_ms(), *record.id().as_bytes())).collect())
     };
     let (all, older) = (set(&records), set(&newest_left_out(&records, 100)));
-    drop((claims, records));
+    drop((claims, verified, records));
 
     let (identical_bytes, identical_rounds, _) = reconcile(&all, &all)?;
     let (newest_bytes, newest_rounds, found) = reconcile(&older, &all)?;

@@ -3,14 +3,15 @@
 use super::{Entry, Header, check, is_word};
 use crate::merge::MergeError;
 use kos_protocol::{
+    cbor,
     id::{AgentId, FederationId, MemberId},
     key::PublicKey,
     limits::{CLOCK_SKEW_MS_MAX, DESCRIPTION_BYTES_MAX, RECORD_BYTES_MAX, RECORD_CAPABILITIES_MAX},
-    object::{Object, Scope, Unverified},
+    object::{Object, Scope, Unverified, open_envelope},
     text::is_display_safe,
 };
 use serde::{Deserialize, Serialize};
-use serde_bytes::ByteBuf;
+use serde_bytes::{ByteArray, ByteBuf};
 
 /// Something an agent can do, with the version of how it does it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -61,8 +62,7 @@ pub struct AgentRecord {
     pub time_ms: u64,
     /// As in [`Header`].
     pub expires_ms: u64,
-    /// The envelope of its [`AgentCert`]; none in a tombstone: the agent is gone. Empty in a verified record of the
-    /// directory, which keeps the whole envelope and the agent's key beside this.
+    /// The envelope of its [`AgentCert`]; none in a tombstone: the agent is gone.
     #[serde(deserialize_with = "Option::deserialize")]
     pub cert: Option<ByteBuf>,
     /// What it can do.
@@ -87,14 +87,26 @@ impl AgentRecord {
         check(is_word(&self.protocol), "protocol")
     }
 
-    /// Checks its certificate, if it has one, and takes the agent's key out of it; costs a signature check.
-    pub(super) fn take_cert(
-        &mut self,
+    /// The key in its certificate, if it has one, checked with the author's `key`; costs a signature check. Without a key
+    /// all of that counts as checked.
+    pub(super) fn certified_key(
+        &self,
         federation: FederationId,
-        key: &PublicKey,
-    ) -> Result<Option<PublicKey>, MergeError> {
+        key: Option<&PublicKey>,
+    ) -> Result<Option<[u8; 32]>, MergeError> {
+        /// What is asked of a certificate that was checked before. To check that the key is one takes as long as all the
+        /// rest of reading a record.
+        #[derive(Deserialize)]
+        struct Known {
+            agent_key: ByteArray<32>,
+        }
         let Some(bytes) = &self.cert else { return Ok(None) };
         let fault = MergeError::BadCert { author: self.author };
+        let Some(key) = key else {
+            let (payload, _) = open_envelope(bytes, AgentCert::BYTES_MAX).map_err(|_| fault)?;
+            let known: Known = cbor::decode_message(&payload, AgentCert::BYTES_MAX)?;
+            return Ok(Some(known.agent_key.into_array()));
+        };
         let Ok(cert) = Unverified::<AgentCert>::parse(bytes, Scope::Federation(federation)) else {
             return Err(fault);
         };
@@ -103,9 +115,10 @@ impl AgentRecord {
             && claim.not_before_ms <= self.time_ms.saturating_add(CLOCK_SKEW_MS_MAX)
             && claim.until_ms >= self.expires_ms
             && self.capabilities.iter().all(|capability| claim.capabilities.contains(&capability.name));
-        let cert = cert.verify(key).ok().filter(|_| covers).ok_or(fault)?;
-        self.cert = Some(ByteBuf::new());
-        Ok(Some(cert.agent_key))
+        if !covers || cert.check(key).is_err() {
+            return Err(fault);
+        }
+        Ok(Some(*claim.agent_key.as_bytes()))
     }
 }
 

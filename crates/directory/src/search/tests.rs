@@ -12,6 +12,7 @@ use kos_protocol::{
 use proptest::prelude::*;
 use semver::Version;
 use serde_bytes::ByteBuf;
+use std::collections::BTreeSet;
 
 const T0: u64 = 1_800_000_000_000;
 const FEDERATION: FederationId = FederationId::from_bytes([4; 32]);
@@ -211,11 +212,11 @@ proptest! {
                         *author != member(self.0)
                     }
                 }
-                directory.retain(&Without(author));
+                directory.retain(&Without(author), &[member(author)]);
             }
             let scan = |wanted: &dyn Fn(&AgentRecord) -> bool| {
                 let now = Timestamp { monotonic_ms: 0, wall_ms: T0 };
-                directory.agents(now, None).filter(|found| wanted(found.entry)).map(|found| found.id).collect()
+                directory.agents(now, None).filter(|found| wanted(&found.entry)).map(|found| found.id).collect()
             };
             let find = |text: &str| -> BTreeSet<_> {
                 let query = Query::parse(text, |_| None).unwrap().page(0, 100);

@@ -2,11 +2,11 @@
 
 use super::{Federation, Origin, RosterAuthors};
 use crate::{
-    input::{Check, Checked, Published, Screened},
+    input::{Check, Checked, Published, Screened, Stored},
     item::Item,
     output::{Output, Refusal, Stamp, Table, Verdict},
 };
-use kos_directory::{AgentRecord, Claim, Content, Directory, Entry, Kind, Merged, Slot, Source};
+use kos_directory::{AgentRecord, Claim, Directory, Entry, Kind, Merged, Slot, Source};
 use kos_protocol::{id::MemberId, time::Timestamp};
 
 impl Federation {
@@ -15,10 +15,17 @@ impl Federation {
     pub fn screen(&mut self, now: Timestamp, from: Option<MemberId>, bytes: &[u8]) -> Screened {
         let item = match Item::parse(bytes) {
             Ok(item) if item.is_record() => item,
-            Ok(_) => return Screened::Done(self.handle(now, crate::Input::Heard { from, item: bytes })),
+            Ok(_) => {
+                // Acts come by the thousand; the roster is made anew before the next thing that needs it.
+                self.more_follows = true;
+                let verdict = self.handle(now, crate::Input::Heard { from, item: bytes });
+                self.more_follows = false;
+                return Screened::Done(verdict);
+            }
             Err(error) => return Screened::Done(self.count(from, Err(error.into()))),
         };
-        let looked_at = Claim::parse(self.id(), &item.kind, &item.body).and_then(|claim| {
+        self.refresh();
+        let looked_at = Claim::parse(self.id(), &item.kind, item.body.into_vec()).and_then(|claim| {
             let authors = RosterAuthors(&self.roster);
             Ok((self.directory.screen(now, Source::Heard, &claim, &authors)?, claim))
         });
@@ -40,16 +47,27 @@ impl Federation {
     pub(super) fn take_record(
         &mut self,
         now: Timestamp,
-        item: &Item,
+        item: Item,
         origin: Origin,
     ) -> Result<Verdict, Refusal> {
-        let source = match origin {
-            Origin::Outside => Source::Heard,
-            Origin::Store => Source::Own,
-        };
+        if origin == Origin::Store {
+            return self.restore_record(now, Stored::of(now, self.id(), item)?);
+        }
         let authors = RosterAuthors(&self.roster);
-        let merged = self.directory.merge(now, source, &item.kind, &item.body, &authors)?;
-        Ok(self.merged(now, merged, origin))
+        let merged = self.directory.merge(now, Source::Heard, &item.kind, &item.body, &authors)?;
+        Ok(self.merged(now, merged, Origin::Outside))
+    }
+
+    /// As [`Federation::restore`], of a record that was read elsewhere, after everything of the other tables but the
+    /// unknown items.
+    ///
+    /// # Errors
+    /// [`Refusal`]: out of date; it may be forgotten.
+    pub fn restore_record(&mut self, now: Timestamp, stored: Stored) -> Result<Verdict, Refusal> {
+        self.refresh();
+        let authors = RosterAuthors(&self.roster);
+        let merged = self.directory.insert(now, Source::Own, stored.0, &authors)?;
+        Ok(self.merged(now, merged, Origin::Store))
     }
 
     fn merged(&mut self, now: Timestamp, merged: Merged, origin: Origin) -> Verdict {
@@ -109,11 +127,8 @@ impl Federation {
     }
 
     /// Agents of this member that its own node has published before, as restored from the store.
-    pub fn own_agents(&self) -> impl Iterator<Item = &AgentRecord> {
-        self.directory.records_of(self.me).filter_map(|record| match record.content() {
-            Content::Agent(agent, Some(_)) => Some(&**agent),
-            _ => None,
-        })
+    pub fn own_agents(&self) -> impl Iterator<Item = AgentRecord> {
+        self.directory.records_of(self.me).filter_map(|record| record.agent())
     }
 
     /// What nodes, agents and services there are.
