@@ -17,7 +17,10 @@ use kos_directory::{
     liveness::{HEARTBEAT_MS, Input as Liveness, Reached, SUSPICION_LIFE_MS},
     reconcile::{Initiator, respond},
 };
-use kos_engine::{Federation, Input, Item, Output, Stamp, Table, Verdict};
+use kos_engine::{
+    Federation, Input, Item, Output, Stamp, Table, Verdict,
+    item::{Packed, unpack},
+};
 use kos_governance::{
     act::Role,
     genesis::{Charter, Constitution, Founder, Genesis, HOUSEHOLD, VERSION},
@@ -778,9 +781,11 @@ impl<'a> World<'a> {
             message = step.message;
         }
         let items = self.nodes[peer].engine.as_ref().map(|engine| engine.items(&needed, FETCH_BYTES_MAX));
+        let (Packed { kinds, body }, _) = items.unwrap_or_default();
+        self.nodes[node].received_bytes += body.len() as u64;
         let mut news = 0;
-        for item in items.unwrap_or_default() {
-            self.nodes[node].received_bytes += item.len() as u64;
+        for piece in unpack(&kinds, &body) {
+            let item = piece.to_bytes();
             let from = Some(self.nodes[peer].person.id());
             news += usize::from(self.handle(node, Input::Heard { from, item: &item })? == Some(Verdict::New));
         }

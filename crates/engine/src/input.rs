@@ -104,3 +104,11 @@ pub struct Checked {
     pub(crate) from: Option<MemberId>,
     pub(crate) outcome: Result<Verified, MergeError>,
 }
+
+impl Checked {
+    /// The record as it travels; none where the signature did not verify.
+    pub fn to_item(&self) -> Option<Vec<u8>> {
+        let record = self.outcome.as_ref().ok()?.record();
+        Some(Item::new(record.kind().as_str(), record.bytes()).to_bytes())
+    }
+}

@@ -2,7 +2,7 @@
 
 mod pack;
 
-pub use pack::{Packed, pack, unpack};
+pub use pack::{Packed, Piece, pack, unpack};
 
 use kos_protocol::{
     cbor::{self, DecodeError},
@@ -79,6 +79,11 @@ impl Item {
 
     /// Whether it is a record, of a known kind or not.
     pub fn is_record(&self) -> bool {
-        self.kind.ends_with(RECORD_SUFFIX)
+        is_record(&self.kind)
     }
+}
+
+/// Whether items of this kind are records, of a known kind or not.
+pub fn is_record(kind: &str) -> bool {
+    kind.ends_with(RECORD_SUFFIX)
 }

@@ -197,7 +197,8 @@ fn missing(a: &mut Node, b: &mut Node) -> Vec<Vec<u8>> {
     let (mut message, mut items) = (Some(first), Vec::new());
     while let Some(asked) = message {
         let step = initiator.step(&reconcile::respond(&theirs, &asked).unwrap()).unwrap();
-        items.extend(a.federation.items(&step.need, 1 << 20));
+        let (packed, _) = a.federation.items(&step.need, 1 << 20);
+        items.extend(item::unpack(&packed.kinds, &packed.body).map(|piece| piece.to_bytes()));
         message = step.message;
     }
     items

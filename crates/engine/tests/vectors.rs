@@ -2,7 +2,7 @@
 //! `cargo test -p kos-protocol --test vectors` makes them, without any of this code.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_types, clippy::disallowed_methods)]
 
-use kos_engine::{Federation, Input, Item, Verdict};
+use kos_engine::{Federation, Input, Item, Verdict, item};
 use kos_governance::{genesis::Genesis, join::JoinReply};
 use kos_protocol::{
     id::{FederationId, MemberId},
@@ -83,6 +83,8 @@ fn items() {
         let called = <[u8; 32]>::try_from(unhex(&vector["called"])).unwrap();
         let names: Vec<_> = federation.set().after(None).iter().map(|(_, name)| *name).collect();
         assert_eq!(names, [called]);
-        assert_eq!(federation.items([&called], 0), [bytes], "{}", vector["name"]);
+        let (packed, count) = federation.items(&[called], 0);
+        let items: Vec<_> = item::unpack(&packed.kinds, &packed.body).map(|piece| piece.to_bytes()).collect();
+        assert_eq!((items, count), (vec![bytes], 1), "{}", vector["name"]);
     }
 }

@@ -11,12 +11,13 @@ use kos_directory::{
 };
 use kos_engine::{
     Item,
-    item::{Packed, pack, unpack},
+    item::{Packed, unpack},
 };
 use kos_governance::join::JoinError;
 use kos_mesh::link::{Pending, Refusal, Request, Service, StreamError};
 use kos_protocol::{
     cbor,
+    id::FederationId,
     limits::{
         BULK_MS_MAX, FETCH_BYTES_MAX, FETCH_NAMES_MAX, HEAD_BYTES_MAX, JOIN_REPLY_BYTES_MAX,
         JOIN_REQUEST_BYTES_MAX, PUSH_BYTES_MAX, RECONCILE_BYTES_MAX, STRANGER_BYTES_MAX,
@@ -164,25 +165,22 @@ impl Runtime {
         request.send.reply(&ReplyHead { params: params.into() }, &body).await
     }
 
-    fn named(&self, id: &kos_protocol::id::FederationId, names: &[Name]) -> (Vec<u8>, Vec<u8>) {
+    fn named(&self, id: &FederationId, names: &[Name]) -> (Vec<u8>, Vec<u8>) {
         let items = self.0.state.with(id, |federation| federation.items(names, FETCH_BYTES_MAX));
-        let items = items.unwrap_or_default();
-        let Packed { kinds, body } = pack(&items);
-        let more = items.len() < names.len();
+        let (Packed { kinds, body }, count) = items.unwrap_or_default();
+        let more = count < names.len();
         (cbor::encode(&Items { kinds, more, secret: None }), body)
     }
 
-    fn behind(&self, id: &kos_protocol::id::FederationId, after: (u64, Name)) -> (Vec<u8>, Vec<u8>) {
+    fn behind(&self, id: &FederationId, after: (u64, Name)) -> (Vec<u8>, Vec<u8>) {
         let found = self.0.state.with(id, |federation| {
             let set = federation.set();
             let rest = set.after((after != (0, [0; NAME_BYTES])).then_some(after));
-            let rest = &rest[..rest.len().min(FETCH_BYTES_MAX / 64)];
-            let items = federation.items(rest.iter().map(|(_, name)| name), FETCH_BYTES_MAX);
-            let last = items.len().checked_sub(1).map(|last| rest[last]);
-            (items, last)
+            let names = rest.iter().map(|(_, name)| name);
+            let (packed, count) = federation.items_in_order(names, FETCH_BYTES_MAX);
+            (packed, count.checked_sub(1).map(|last| rest[last]))
         });
-        let (items, last) = found.unwrap_or_default();
-        let Packed { kinds, body } = pack(&items);
+        let (Packed { kinds, body }, last) = found.unwrap_or_default();
         let last = last.map(|(order, name)| Place { order, name: serde_bytes::ByteArray::new(name) });
         (cbor::encode(&Fetched { kinds, last }), body)
     }
@@ -196,14 +194,14 @@ impl Runtime {
         if let Some(secret) = pushed.secret.as_deref() {
             self.take_secret(&id, secret);
         }
-        let items = unpack(&pushed.kinds, &body).collect();
-        let taken = self.take_items(&id, Some(from), items).await;
+        let taken = self.take_items(&id, Some(from), unpack(&pushed.kinds, &body)).await;
+        let stored = taken.stored;
         // Whoever pushed knows only those it is linked with; those behind us hear it from us.
-        self.spread(&id, taken.news).await;
+        self.spread(&id, taken).await;
         if pushed.more {
             self.sync_soon(id, from);
         }
-        let reply = Stored { stored: taken.stored };
+        let reply = Stored { stored };
         request.send.reply(&ReplyHead { params: cbor::encode(&reply).into() }, b"").await
     }
 

@@ -14,7 +14,7 @@ use crate::{
 use kos_directory::reconcile::{Initiator, Name, ReconcileError};
 use kos_engine::{
     Check, Checked, Input, Screened, Verdict,
-    item::{pack, unpack},
+    item::{Piece, pack, unpack},
 };
 use kos_mesh::link::{CallError, To};
 use kos_protocol::{
@@ -78,8 +78,10 @@ pub(crate) struct CaughtUp {
 /// What became of a batch of items.
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
-    /// Those that were news.
-    pub news: Vec<Vec<u8>>,
+    /// How many were news.
+    pub news: usize,
+    /// Those that were news, as long as they are few enough to be told to others one by one.
+    pub few: Vec<Vec<u8>>,
     /// How many of them are here now.
     pub stored: u64,
 }
@@ -234,8 +236,8 @@ impl Runtime {
                 let (items, body): (Items, _) = self
                     .ask_for(to, FETCH, &Fetch::default(), left.as_flattened(), ITEMS_BODY_BYTES_MAX)
                     .await?;
-                let items = unpack(&items.kinds, &body).collect();
-                news += self.take_items(&to.federation, Some(to.key), items).await.news.len();
+                let pieces = unpack(&items.kinds, &body);
+                news += self.take_items(&to.federation, Some(to.key), pieces).await.news;
                 // Whatever came is here now, or was refused and would be again.
                 let before = left.len();
                 left.retain(|name| !self.has(&to.federation, name));
@@ -251,40 +253,52 @@ impl Runtime {
         self.0.state.with(id, |federation| federation.has(name)).unwrap_or_default()
     }
 
-    /// Takes everything there is, in order; returns how much was news. While one part is verified the next one comes.
+    /// Takes everything there is, in order; returns how much was news. While one part is verified the one before is
+    /// taken in, and the next one comes.
     async fn fetch_all(&self, to: To) -> Result<usize, SyncError> {
         let mut news = 0;
+        let mut before: Option<Checking> = None;
         let mut coming = Some(self.fetch_after(to, None).await?);
-        while let Some((items, last)) = coming {
+        while let Some((kinds, body, last)) = coming {
+            let checking = self.begin_to_take(&to.federation, Some(to.key), unpack(&kinds, &body));
             let next = async {
                 match last {
                     Some(last) => self.fetch_after(to, Some(last)).await.map(Some),
                     None => Ok(None),
                 }
             };
-            let (taken, next) = tokio::join!(self.take_items(&to.federation, Some(to.key), items), next);
-            news += taken.news.len();
+            let finish = async {
+                match before.replace(checking) {
+                    Some(before) => self.take_checked(&to.federation, before).await.news,
+                    None => 0,
+                }
+            };
+            let (taken, next) = tokio::join!(finish, next);
+            news += taken;
             coming = next?;
+        }
+        if let Some(last) = before {
+            news += self.take_checked(&to.federation, last).await.news;
         }
         Ok(news)
     }
 
+    /// Kinds and body of the items behind a place, with the place of the last one.
     async fn fetch_after(
         &self,
         to: To,
         after: Option<(u64, Name)>,
-    ) -> Result<(Vec<Vec<u8>>, Option<(u64, Name)>), SyncError> {
+    ) -> Result<(Vec<String>, Vec<u8>, Option<(u64, Name)>), SyncError> {
         // No place is behind this one, so that the first request has a place, too.
         let (order, name) = after.unwrap_or((0, [0; 32]));
         let after = Some(Place { order, name: ByteArray::new(name) });
         let (fetched, body): (Fetched, _) =
             self.ask_for(to, FETCH, &Fetch { after }, &[], ITEMS_BODY_BYTES_MAX).await?;
-        let items: Vec<Vec<u8>> = unpack(&fetched.kinds, &body).collect();
         let last = fetched.last.map(|last| (last.order, last.name.into_array()));
         if last.is_some_and(|last| last <= (order, name)) {
             return Err(SyncError::Malformed);
         }
-        Ok((items, last))
+        Ok((fetched.kinds, body, last))
     }
 
     async fn ask_for<T: DeserializeOwned>(
@@ -308,40 +322,47 @@ impl Runtime {
     }
 
     /// Takes items that a member gave us. Signatures of records are checked on all cores.
-    pub(crate) async fn take_items(
+    pub(crate) async fn take_items<'a>(
         &self,
         id: &FederationId,
         from: Option<PublicKey>,
-        items: Vec<Vec<u8>>,
+        pieces: impl IntoIterator<Item = Piece<'a>>,
     ) -> Taken {
+        let checking = self.begin_to_take(id, from, pieces);
+        self.take_checked(id, checking).await
+    }
+
+    /// Looks at items, and begins to check the signatures of those that are records and would be news. The others are
+    /// taken in.
+    fn begin_to_take<'a>(
+        &self,
+        id: &FederationId,
+        from: Option<PublicKey>,
+        pieces: impl IntoIterator<Item = Piece<'a>>,
+    ) -> Checking {
         let now = self.0.state.now();
         let from = from.and_then(|key| self.member_with(id, &key));
-        let mut taken = Taken::default();
-        let mut note = |verdict: &Verdict, item: &Vec<u8>| match verdict {
-            Verdict::New => {
-                taken.stored += 1;
-                taken.news.push(item.clone());
-            }
-            Verdict::Known => taken.stored += 1,
-            Verdict::Held => {}
-            Verdict::Refused(refusal) => tracing::debug!(%refusal, "item refused"),
-        };
-        let mut checks = Vec::new();
-        let mut to_check = Vec::new();
-        for item in items {
-            match self.0.state.with(id, |federation| federation.screen(now, from, &item)) {
-                Some(Screened::Done(verdict)) => note(&verdict, &item),
-                Some(Screened::Check(check)) => {
-                    checks.push(*check);
-                    to_check.push(item);
-                }
+        let (mut taken, mut checks) = (Taken::default(), Vec::new());
+        for piece in pieces {
+            match self.0.state.with(id, |federation| federation.screen(now, from, &piece)) {
+                Some(Screened::Done(verdict)) => taken.note(&verdict, || piece.to_bytes()),
+                Some(Screened::Check(check)) => checks.push(*check),
                 None => break,
             }
         }
-        for (checked, item) in run(checks).await.into_iter().zip(&to_check) {
-            let verdict = self.0.state.with(id, |federation| federation.handle(now, Input::Checked(checked)));
-            if let Some(verdict) = verdict {
-                note(&verdict, item);
+        Checking { taken, checked: run(checks) }
+    }
+
+    async fn take_checked(&self, id: &FederationId, checking: Checking) -> Taken {
+        let Checking { mut taken, checked } = checking;
+        for part in checked {
+            for checked in part.get().await {
+                let item = (taken.few.len() < TELL_MAX).then(|| checked.to_item()).flatten();
+                let now = self.0.state.now();
+                let input = Input::Checked(checked);
+                if let Some(verdict) = self.0.state.with(id, |federation| federation.handle(now, input)) {
+                    taken.note(&verdict, || item.unwrap_or_default());
+                }
             }
         }
         self.carry_out(id);
@@ -353,9 +374,9 @@ impl Runtime {
     }
 
     /// What a catch-up brought, others may lack as well: they are told, or asked to catch up with us.
-    pub(crate) async fn spread(&self, id: &FederationId, news: Vec<Vec<u8>>) {
-        if news.len() <= TELL_MAX {
-            for item in news {
+    pub(crate) async fn spread(&self, id: &FederationId, taken: Taken) {
+        if taken.news <= TELL_MAX {
+            for item in taken.few {
                 self.pass_on(id, &item);
                 self.broadcast(id, item);
             }
@@ -466,10 +487,49 @@ pub(crate) enum More {
     There,
 }
 
+impl Taken {
+    fn note(&mut self, verdict: &Verdict, item: impl FnOnce() -> Vec<u8>) {
+        match verdict {
+            Verdict::New => {
+                self.stored += 1;
+                self.news += 1;
+                if self.few.len() < TELL_MAX {
+                    self.few.push(item());
+                }
+            }
+            Verdict::Known => self.stored += 1,
+            Verdict::Held => {}
+            Verdict::Refused(refusal) => tracing::debug!(%refusal, "item refused"),
+        }
+    }
+}
+
+/// Items on their way in.
+struct Checking {
+    taken: Taken,
+    checked: Vec<Running>,
+}
+
+/// Signatures that are, or were, checked.
+enum Running {
+    Here(Vec<Checked>),
+    There(tokio::task::JoinHandle<Vec<Checked>>),
+}
+
+impl Running {
+    async fn get(self) -> Vec<Checked> {
+        match self {
+            Self::Here(checked) => checked,
+            // A blocking task ends early only where the whole runtime does.
+            Self::There(task) => task.await.unwrap_or_default(),
+        }
+    }
+}
+
 /// Checks signatures, on as many threads as there are cores where there are many.
-async fn run(checks: Vec<Check>) -> Vec<Checked> {
+fn run(checks: Vec<Check>) -> Vec<Running> {
     if checks.len() < CHECKS_IN_PARALLEL_MIN {
-        return checks.into_iter().map(Check::run).collect();
+        return vec![Running::Here(checks.into_iter().map(Check::run).collect())];
     }
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let share = checks.len().div_ceil(threads);
@@ -478,15 +538,9 @@ async fn run(checks: Vec<Check>) -> Vec<Checked> {
     loop {
         let part: Vec<Check> = checks.by_ref().take(share).collect();
         if part.is_empty() {
-            break;
+            return running;
         }
-        running
-            .push(tokio::task::spawn_blocking(move || part.into_iter().map(Check::run).collect::<Vec<_>>()));
+        let work = move || part.into_iter().map(Check::run).collect();
+        running.push(Running::There(tokio::task::spawn_blocking(work)));
     }
-    let mut checked = Vec::new();
-    for part in running {
-        // A blocking task ends early only where the whole runtime does.
-        checked.extend(part.await.unwrap_or_default());
-    }
-    checked
 }

@@ -1,8 +1,11 @@
 //! What there is, named and ordered, so that two nodes can find out what they do not share. SPEC §9.14.
 
 use super::Federation;
-use crate::item::{ACT, Item};
-use kos_directory::reconcile::{Name, Set};
+use crate::item::{ACT, Item, KEY_LOG, Packed, Piece};
+use kos_directory::{
+    Record,
+    reconcile::{Name, Set},
+};
 use kos_protocol::{
     id::ObjectId,
     key_log::{KeyEvent, KeyLog},
@@ -39,41 +42,73 @@ impl Federation {
         set
     }
 
-    /// Items by name, those that are here, in an order in which they can be taken, up to `bytes_max` (at least one). Ask
-    /// again for the rest.
-    pub fn items<'a>(&'a self, names: impl IntoIterator<Item = &'a Name>, bytes_max: usize) -> Vec<Vec<u8>> {
-        let mut found: Vec<(u64, Vec<u8>)> = names.into_iter().filter_map(|name| self.item(name)).collect();
-        found.sort_by_key(|(order, _)| *order);
-        let mut room = Some(bytes_max);
-        let fits = |(place, item): &(usize, Vec<u8>)| {
-            room = room.and_then(|room| room.checked_sub(item.len()));
-            room.is_some() || *place == 0
-        };
-        found.into_iter().map(|(_, item)| item).enumerate().take_while(fits).map(|(_, item)| item).collect()
+    /// Items by name, those that are here, in an order in which they can be taken, and how many of the names that went
+    /// through: at least one, and until the body has `bytes_max`; one item may begin before. Ask again for the rest.
+    pub fn items(&self, names: &[Name], bytes_max: usize) -> (Packed, usize) {
+        let mut places: Vec<(Option<u64>, &Name)> =
+            names.iter().map(|name| (self.find(name).map(|(order, _)| order), name)).collect();
+        places.sort_by_key(|(order, _)| *order);
+        self.items_in_order(places.into_iter().map(|(_, name)| name), bytes_max)
+    }
+
+    /// As [`Federation::items`], of names in the order of [`Federation::set`].
+    pub fn items_in_order<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a Name>,
+        bytes_max: usize,
+    ) -> (Packed, usize) {
+        let (mut packed, mut count) = (Packed::default(), 0);
+        for name in names {
+            if count > 0 && packed.body.len() >= bytes_max {
+                break;
+            }
+            count += 1;
+            if let Some((_, found)) = self.find(name) {
+                packed.push(&found.piece());
+            }
+        }
+        (packed, count)
     }
 
     /// Whether something of that name is here.
     pub fn has(&self, name: &Name) -> bool {
-        let id = ObjectId::from_bytes(*name);
-        self.directory.get_by_id(&id).is_some() || self.item(name).is_some()
+        self.find(name).is_some()
     }
 
     /// An item by name, with its place in the order.
-    fn item(&self, name: &Name) -> Option<(u64, Vec<u8>)> {
+    fn find(&self, name: &Name) -> Option<(u64, Held<'_>)> {
         let id = ObjectId::from_bytes(*name);
         if let Some(record) = self.directory.get_by_id(&id) {
-            let item = Item::new(record.kind().as_str(), record.bytes()).to_bytes();
-            return Some((record.time_ms().max(RECORDS), item));
+            return Some((record.time_ms().max(RECORDS), Held::Record(record)));
         }
         if let Some((act, _)) = self.acts.get(&id) {
-            return Some((act.seq.min(LOGS - 1), Item::new(ACT, act.bytes()).to_bytes()));
+            return Some((act.seq.min(LOGS - 1), Held::Act(act.bytes())));
         }
-        // What a later version put in stays as it came.
         if let Some(bytes) = self.unknown.get(name) {
-            return Some((UNKNOWN, bytes.clone()));
+            return Some((UNKNOWN, Held::Unknown(bytes)));
         }
         let (log, _) = self.acts.unrecorded().find(|(log, _)| last_event(log) == Some(*name))?;
-        Some((LOGS, Item::key_log(log).to_bytes()))
+        Some((LOGS, Held::KeyLog(log)))
+    }
+}
+
+/// Something that has a name.
+enum Held<'a> {
+    Record(&'a Record),
+    Act(&'a [u8]),
+    Unknown(&'a [u8]),
+    KeyLog(&'a KeyLog),
+}
+
+impl<'a> Held<'a> {
+    fn piece(&self) -> Piece<'a> {
+        match self {
+            Self::Record(record) => Piece::Of(record.kind().as_str(), record.bytes().into()),
+            Self::Act(bytes) => Piece::Of(ACT, (*bytes).into()),
+            // What a later version put in stays as it came.
+            Self::Unknown(bytes) => Piece::Whole(bytes),
+            Self::KeyLog(log) => Piece::Of(KEY_LOG, Item::key_log(log).body.into_vec().into()),
+        }
     }
 }
 

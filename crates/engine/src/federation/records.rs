@@ -3,7 +3,7 @@
 use super::{Federation, Origin, RosterAuthors};
 use crate::{
     input::{Check, Checked, Published, Screened, Stored},
-    item::Item,
+    item::{Item, Piece, is_record},
     output::{Output, Refusal, Stamp, Table, Verdict},
 };
 use kos_directory::{AgentRecord, Claim, Directory, Entry, Kind, Merged, Slot, Source};
@@ -12,20 +12,19 @@ use kos_protocol::{id::MemberId, time::Timestamp};
 impl Federation {
     /// Looks at an item before its signature is checked. What is no record is taken in at once; the signatures of many
     /// records are then checked on as many threads as there are, outside.
-    pub fn screen(&mut self, now: Timestamp, from: Option<MemberId>, bytes: &[u8]) -> Screened {
-        let item = match Item::parse(bytes) {
-            Ok(item) if item.is_record() => item,
-            Ok(_) => {
+    pub fn screen(&mut self, now: Timestamp, from: Option<MemberId>, piece: &Piece<'_>) -> Screened {
+        let (kind, body) = match piece {
+            Piece::Of(kind, body) if is_record(kind) => (kind, &**body),
+            _ => {
                 // Acts come by the thousand; the roster is made anew before the next thing that needs it.
                 self.more_follows = true;
-                let verdict = self.handle(now, crate::Input::Heard { from, item: bytes });
+                let verdict = self.handle(now, crate::Input::Heard { from, item: &piece.to_bytes() });
                 self.more_follows = false;
                 return Screened::Done(verdict);
             }
-            Err(error) => return Screened::Done(self.count(from, Err(error.into()))),
         };
         self.refresh();
-        let looked_at = Claim::parse(self.id(), &item.kind, item.body.into_vec()).and_then(|claim| {
+        let looked_at = Claim::parse(self.id(), kind, body).and_then(|claim| {
             let authors = RosterAuthors(&self.roster);
             Ok((self.directory.screen(now, Source::Heard, &claim, &authors)?, claim))
         });

@@ -1,7 +1,7 @@
 //! Many items in one body. SPEC §9.13.
 
 use super::{Item, KIND_BYTES_MAX};
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
 /// Stands for no kind: what follows is a whole item, byte for byte.
 const WHOLE: u8 = u8::MAX;
@@ -18,54 +18,96 @@ pub struct Packed {
     pub body: Vec<u8>,
 }
 
+/// An item in one of the two forms it has in a body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece<'a> {
+    /// Of this kind, with this body.
+    Of(&'a str, Cow<'a, [u8]>),
+    /// Byte for byte: a later version may have put something in.
+    Whole(&'a [u8]),
+}
+
+impl<'a> Piece<'a> {
+    /// An item as it travels alone. Only what is made anew byte for byte is taken apart.
+    fn of(bytes: &'a [u8], read: Option<&'a Item>) -> Self {
+        match read.filter(|item| item.to_bytes() == bytes) {
+            Some(item) => Self::Of(&item.kind, Cow::Borrowed(&item.body)),
+            None => Self::Whole(bytes),
+        }
+    }
+
+    /// The item as it travels alone.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Self::Of(kind, body) => Item::new(kind, body).to_bytes(),
+            Self::Whole(bytes) => bytes.to_vec(),
+        }
+    }
+}
+
+impl Packed {
+    /// Adds an item, if it has less than 64 KiB, as all have by the limit of their kind.
+    pub fn push(&mut self, piece: &Piece<'_>) {
+        let whole;
+        let (number, bytes) = match piece {
+            Piece::Whole(bytes) => (WHOLE, *bytes),
+            Piece::Of(kind, body) => match self.number(kind) {
+                Some(number) => (number, &**body),
+                None => {
+                    whole = piece.to_bytes();
+                    (WHOLE, whole.as_slice())
+                }
+            },
+        };
+        if let Ok(length) = u16::try_from(bytes.len()) {
+            self.body.push(number);
+            self.body.extend_from_slice(&length.to_be_bytes());
+            self.body.extend_from_slice(bytes);
+        }
+    }
+
+    fn number(&mut self, kind: &str) -> Option<u8> {
+        let place = self.kinds.iter().position(|named| named == kind).or_else(|| {
+            (self.kinds.len() < KINDS_MAX).then(|| {
+                self.kinds.push(kind.to_owned());
+                self.kinds.len() - 1
+            })
+        })?;
+        u8::try_from(place).ok()
+    }
+}
+
 /// Puts items into one body.
 pub fn pack<'a>(items: impl IntoIterator<Item = &'a Vec<u8>>) -> Packed {
     let mut packed = Packed::default();
-    let mut numbers: BTreeMap<String, u8> = BTreeMap::new();
     for bytes in items {
-        // Only what is made anew byte for byte may be taken apart: a later version may have put something in.
-        let item = Item::parse(bytes).ok().filter(|item| item.to_bytes() == *bytes);
-        let number = item.as_ref().and_then(|item| {
-            let next = u8::try_from(numbers.len()).ok().filter(|_| numbers.len() < KINDS_MAX);
-            let number = numbers.get(&item.kind).copied().or(next)?;
-            numbers.entry(item.kind.clone()).or_insert_with(|| {
-                packed.kinds.push(item.kind.clone());
-                number
-            });
-            Some(number)
-        });
-        let (number, bytes) = match (&item, number) {
-            (Some(item), Some(number)) => (number, item.body.as_slice()),
-            _ => (WHOLE, bytes.as_slice()),
-        };
-        // Items are at most 62 KiB, by the limit of their kind.
-        if let Ok(length) = u16::try_from(bytes.len()) {
-            packed.body.push(number);
-            packed.body.extend_from_slice(&length.to_be_bytes());
-            packed.body.extend_from_slice(bytes);
-        }
+        packed.push(&Piece::of(bytes, Item::parse(bytes).ok().as_ref()));
     }
     packed
 }
 
 /// The reverse of [`pack`]; stops at the first thing that is none.
-pub fn unpack<'a>(kinds: &'a [String], mut body: &'a [u8]) -> impl Iterator<Item = Vec<u8>> + 'a {
+pub fn unpack<'a>(kinds: &'a [String], mut body: &'a [u8]) -> impl Iterator<Item = Piece<'a>> {
     std::iter::from_fn(move || {
         let (prefix, rest) = body.split_first_chunk::<PREFIX_BYTES>()?;
         let length = usize::from(u16::from_be_bytes([prefix[1], prefix[2]]));
         let (bytes, rest) = rest.split_at_checked(length)?;
         body = rest;
         if prefix[0] == WHOLE {
-            return Some(bytes.to_vec());
+            return Some(Piece::Whole(bytes));
         }
         let kind = kinds.get(usize::from(prefix[0]))?;
-        (kind.len() <= KIND_BYTES_MAX).then(|| Item::new(kind, bytes).to_bytes())
+        (kind.len() <= KIND_BYTES_MAX).then_some(Piece::Of(kind, Cow::Borrowed(bytes)))
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn unpacked(packed: &Packed) -> Vec<Vec<u8>> {
+        unpack(&packed.kinds, &packed.body).map(|piece| piece.to_bytes()).collect()
+    }
 
     #[test]
     fn packed_items_come_out_as_they_went_in() {
@@ -80,7 +122,7 @@ mod tests {
         ];
         let packed = pack(&items);
         assert_eq!(packed.kinds, ["act", "node-record"]);
-        assert_eq!(unpack(&packed.kinds, &packed.body).collect::<Vec<_>>(), items);
+        assert_eq!(unpacked(&packed), items);
         let cut = &packed.body[..packed.body.len() - 1];
         assert_eq!(unpack(&packed.kinds, cut).count(), 5, "a cut item is none");
         assert_eq!(unpack(&packed.kinds[..1], &packed.body).count(), 1, "a kind nobody named ends it");
@@ -97,7 +139,7 @@ mod tests {
         for items in [items, many] {
             let packed = pack(&items);
             assert!(packed.kinds.len() <= KINDS_MAX);
-            assert_eq!(unpack(&packed.kinds, &packed.body).collect::<Vec<_>>(), items);
+            assert_eq!(unpacked(&packed), items);
         }
     }
 }
