@@ -3,7 +3,7 @@
 use crate::limits::CBOR_DEPTH_MAX;
 use serde::{
     Deserialize, Deserializer, Serialize,
-    de::{DeserializeOwned, Error as _, SeqAccess, Visitor},
+    de::{Error as _, SeqAccess, Visitor},
 };
 use std::{fmt, marker::PhantomData};
 
@@ -45,9 +45,17 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
 /// # Errors
 /// [`DecodeError::TooLarge`] above `limit_bytes`, [`DecodeError::NotCanonical`] and [`DecodeError::Forbidden`] for
 /// forms KLP does not have, [`DecodeError::Malformed`] otherwise.
-pub fn decode_message<T: DeserializeOwned>(bytes: &[u8], limit_bytes: usize) -> Result<T, DecodeError> {
+pub fn decode_message<'a, T: Deserialize<'a>>(bytes: &'a [u8], limit_bytes: usize) -> Result<T, DecodeError> {
     check_size(bytes, limit_bytes)?;
     check_form(bytes)?;
+    decode_again(bytes)
+}
+
+/// Reads something else out of bytes that [`decode_message`] has read before: their form is known to be right.
+///
+/// # Errors
+/// [`DecodeError::Malformed`].
+pub fn decode_again<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, DecodeError> {
     serde_ipld_dagcbor::from_slice(bytes).map_err(|error| malformed(&error.to_string()))
 }
 
@@ -58,7 +66,10 @@ pub fn decode_message<T: DeserializeOwned>(bytes: &[u8], limit_bytes: usize) -> 
 ///
 /// # Errors
 /// As [`decode_message`].
-pub fn decode_canonical<T: DeserializeOwned>(bytes: &[u8], limit_bytes: usize) -> Result<T, DecodeError> {
+pub fn decode_canonical<'a, T: Deserialize<'a>>(
+    bytes: &'a [u8],
+    limit_bytes: usize,
+) -> Result<T, DecodeError> {
     decode_message(bytes, limit_bytes)
 }
 

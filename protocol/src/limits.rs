@@ -108,7 +108,7 @@ pub const ACT_BYTES_MAX: usize = 60 * 1024;
 /// Heads one act may follow.
 pub const ACT_PARENTS_MAX: usize = 16;
 /// Acts a federation keeps. Another one is refused.
-pub const ACTS_MAX: usize = 8_192;
+pub const ACTS_MAX: usize = 65_536;
 /// Acts one steward other than the founder may write, so that one alone cannot fill the federation.
 pub const ACTS_PER_AUTHOR_MAX: usize = 2_048;
 /// Acts held while an act before them is missing. Another one is refused and comes back at the next catch-up.

@@ -9,7 +9,7 @@ use serde::{
     Deserialize, Serialize,
     de::{DeserializeOwned, IgnoredAny},
 };
-use serde_bytes::{ByteBuf, Bytes};
+use serde_bytes::Bytes;
 use std::{collections::BTreeMap, marker::PhantomData};
 
 /// The only protected header there is: `{1: -8}`, EdDSA.
@@ -63,7 +63,7 @@ fn external_aad(domain: &str, scope: Scope) -> Vec<u8> {
 /// The four parts of an envelope as they are read. What an unprotected header holds is not even looked at: the only one
 /// there may be is the empty map, one byte behind the protected header.
 #[derive(Deserialize)]
-struct Envelope(ByteBuf, IgnoredAny, ByteBuf, ByteBuf);
+struct Envelope<'a>(#[serde(borrow)] &'a Bytes, IgnoredAny, &'a Bytes, &'a Bytes);
 const UNPROTECTED_AT: usize = 2 + PROTECTED.len();
 const EMPTY_MAP: u8 = 0xa0;
 
@@ -72,16 +72,14 @@ const EMPTY_MAP: u8 = 0xa0;
 ///
 /// # Errors
 /// [`ObjectError::Decode`] and [`ObjectError::Header`].
-pub fn open_envelope(bytes: &[u8], limit_bytes: usize) -> Result<(Vec<u8>, [u8; 64]), ObjectError> {
+pub fn open_envelope(bytes: &[u8], limit_bytes: usize) -> Result<(&[u8], [u8; 64]), ObjectError> {
     let Envelope(protected, _, payload, signature) = cbor::decode_canonical(bytes, limit_bytes)?;
-    if *protected != PROTECTED || bytes.get(UNPROTECTED_AT) != Some(&EMPTY_MAP) {
+    if protected[..] != PROTECTED || bytes.get(UNPROTECTED_AT) != Some(&EMPTY_MAP) {
         return Err(ObjectError::Header);
     }
-    let signature = signature
-        .into_vec()
-        .try_into()
+    let signature = <[u8; 64]>::try_from(&**signature)
         .map_err(|_| DecodeError::Malformed("a signature has 64 bytes".to_owned()))?;
-    Ok((payload.into_vec(), signature))
+    Ok((payload, signature))
 }
 
 /// An object of known form whose signature nobody has checked yet: enough to look its author up.
@@ -100,8 +98,8 @@ impl<T: Object> Unverified<T> {
     /// [`ObjectError::Decode`] and [`ObjectError::Header`].
     pub fn parse(bytes: &[u8], scope: Scope) -> Result<Self, ObjectError> {
         let (payload, signature) = open_envelope(bytes, T::BYTES_MAX)?;
-        let object = cbor::decode_canonical(&payload, T::BYTES_MAX)?;
-        let signed = sig_structure(&external_aad(T::DOMAIN, scope), &payload);
+        let object = cbor::decode_canonical(payload, T::BYTES_MAX)?;
+        let signed = sig_structure(&external_aad(T::DOMAIN, scope), payload);
         Ok(Self { object, bytes: bytes.to_vec(), signed, signature })
     }
 

@@ -111,7 +111,7 @@ impl Claim {
                 ObjectError::Decode(error) => MergeError::Decode(error),
                 _ => MergeError::Content("header"),
             })?;
-        let header: Header = cbor::decode_canonical(&payload, RECORD_BYTES_MAX)?;
+        let header: Header = cbor::decode_canonical(payload, RECORD_BYTES_MAX)?;
         check(header.slot.len() <= NAME_BYTES_MAX && is_display_safe(&header.slot), "slot")?;
         let mut aad = format!("kos/{kind}/1").into_bytes();
         aad.extend_from_slice(federation.as_bytes());
@@ -122,10 +122,10 @@ impl Claim {
             seq: header.seq,
             time_ms: header.time_ms,
             expires_ms: header.expires_ms,
-            bytes: bytes.into(),
-            signed: sig_structure(&aad, &payload),
+            signed: sig_structure(&aad, payload),
             payload_bytes: payload.len(),
             signature,
+            bytes: bytes.into(),
         })
     }
 
@@ -209,7 +209,7 @@ impl Claim {
         key: Option<&PublicKey>,
     ) -> Result<(Content, Option<Box<AgentRecord>>), MergeError> {
         fn read<T: Object>(payload: &[u8]) -> Result<Box<T>, MergeError> {
-            Ok(Box::new(cbor::decode_message(payload, RECORD_BYTES_MAX)?))
+            Ok(Box::new(cbor::decode_again(payload)?))
         }
         let header_slot_is_empty = self.slot.name.is_empty();
         let payload = self.payload();
@@ -248,7 +248,8 @@ impl Claim {
 #[derive(Clone, Debug)]
 pub struct Verified {
     pub(crate) record: Arc<Record>,
-    pub(crate) terms: Arc<[Box<str>]>,
+    /// One a line.
+    pub(crate) terms: Arc<str>,
 }
 
 impl Verified {
@@ -334,7 +335,7 @@ impl Record {
     pub fn agent(&self) -> Option<AgentRecord> {
         let Content::Agent(Some(_)) = self.content else { return None };
         let (payload, _) = open_envelope(&self.bytes, RECORD_BYTES_MAX).ok()?;
-        cbor::decode_message(&payload, RECORD_BYTES_MAX).ok()
+        cbor::decode_again(payload).ok()
     }
     /// Whether it replaces `other` in their slot.
     pub(crate) fn replaces(&self, other: &Self) -> bool {

@@ -15,6 +15,7 @@ pub use query::{Query, QueryError};
 use crate::record::{Record, Verified};
 use kos_protocol::id::MemberId;
 use smallvec::SmallVec;
+use smol_str::SmolStr;
 use std::{
     cmp::Reverse,
     collections::BTreeMap,
@@ -105,7 +106,8 @@ impl Numbers {
 pub(crate) struct Index {
     rows: Vec<Option<Row>>,
     row_numbers: Numbers,
-    terms: BTreeMap<Box<str>, Rows>,
+    /// Most terms are short: they lie in place, so that looking one up touches no other memory.
+    terms: BTreeMap<SmolStr, Rows>,
     authors: Vec<Option<Author>>,
     author_numbers: Numbers,
     by_member: BTreeMap<MemberId, u32>,
@@ -119,13 +121,13 @@ type Score = u16;
 impl Index {
     pub fn insert(&mut self, Verified { record, terms }: Verified) -> u32 {
         let row = self.row_numbers.take();
-        for term in terms.iter() {
+        for term in terms.lines() {
             match self.terms.get_mut(term) {
                 Some(rows) => {
                     let place = rows.partition_point(|other| *other < row);
                     rows.insert(place, row);
                 }
-                None => drop(self.terms.insert(term.clone(), Rows::from_slice(&[row]))),
+                None => drop(self.terms.insert(term.into(), Rows::from_slice(&[row]))),
             }
         }
         let author = self.author(record.author());
@@ -164,13 +166,14 @@ impl Index {
     pub fn remove(&mut self, row: u32) -> Arc<Record> {
         let Row { record, author, .. } = self.rows[row as usize].take().expect("a row in use");
         self.row_numbers.give_back(row);
-        for term in terms_of(record.content(), record.agent().as_ref()) {
-            let Some(rows) = self.terms.get_mut(&term) else { continue };
+        let terms = terms_of(record.content(), record.agent().as_ref());
+        for term in terms.lines() {
+            let Some(rows) = self.terms.get_mut(term) else { continue };
             if let Ok(place) = rows.binary_search(&row) {
                 rows.remove(place);
             }
             if rows.is_empty() {
-                self.terms.remove(&term);
+                self.terms.remove(term);
             }
         }
         let place = &mut self.authors[author as usize];

@@ -188,8 +188,6 @@ impl Federation {
     pub fn start(&mut self, now: Timestamp) {
         self.refresh();
         self.running = true;
-        let authors: Vec<MemberId> = self.directory.accounts().iter().map(|(author, _)| *author).collect();
-        self.drop_orphaned(&authors);
         self.plan(now);
     }
 
@@ -442,23 +440,17 @@ impl Federation {
         self.roster = Arc::new(roster);
         if !change.is_empty() {
             self.tell_members(now);
-        }
-        if !self.running {
-            return;
-        }
-        if !change.is_empty() {
             let gone: Vec<MemberId> =
                 change.removed.iter().chain(&change.suspended).chain(&change.rotated).copied().collect();
-            self.outputs.push_back(Output::RosterChanged(change));
-            self.drop_orphaned(&gone);
+            if self.running {
+                self.outputs.push_back(Output::RosterChanged(change));
+            }
+            let orphaned = self.directory.retain(&RosterAuthors(&self.roster), &gone);
+            self.drop_records(orphaned);
         }
-        self.plan(now);
-    }
-
-    /// Drops the records of these authors that they may not, or no longer, have written.
-    fn drop_orphaned(&mut self, authors: &[MemberId]) {
-        let orphaned = self.directory.retain(&RosterAuthors(&self.roster), authors);
-        self.drop_records(orphaned);
+        if self.running {
+            self.plan(now);
+        }
     }
 
     /// Keeps what is planned, drops what is done, orders what is due and plans the rest.

@@ -192,6 +192,19 @@ impl Action {
         }
     }
 
+    /// The member whose place this action may change; none where it changes nobody's.
+    pub fn about(&self) -> Option<MemberId> {
+        match self {
+            Self::Admit(admit) => Some(admit.member),
+            Self::Suspend { member, .. }
+            | Self::Expel { member, .. }
+            | Self::Release { member }
+            | Self::Reinstate { member }
+            | Self::Rotate { member, .. } => Some(*member),
+            Self::Revoke { .. } | Self::Unknown(_) => None,
+        }
+    }
+
     /// The word for it in lists and logs.
     pub fn label(&self) -> &'static str {
         match self {

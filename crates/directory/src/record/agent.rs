@@ -104,7 +104,7 @@ impl AgentRecord {
         let fault = MergeError::BadCert { author: self.author };
         let Some(key) = key else {
             let (payload, _) = open_envelope(bytes, AgentCert::BYTES_MAX).map_err(|_| fault)?;
-            let known: Known = cbor::decode_message(&payload, AgentCert::BYTES_MAX)?;
+            let known: Known = cbor::decode_again(payload)?;
             return Ok(Some(known.agent_key.into_array()));
         };
         let Ok(cert) = Unverified::<AgentCert>::parse(bytes, Scope::Federation(federation)) else {

@@ -1,6 +1,9 @@
 //! What is looked for, and how people write it.
 
-use super::{Health, Score, terms::words_of};
+use super::{
+    Health, Score,
+    terms::{lower, words_of},
+};
 use kos_protocol::{
     id::{AgentClass, MemberId},
     limits::{QUERY_BYTES_MAX, QUERY_PAGE_MAX, QUERY_TERMS_MAX},
@@ -123,9 +126,9 @@ impl Query {
             "cap" => {
                 let (name, range) = value.split_once('@').unwrap_or((value, "*"));
                 let range = range.parse().map_err(|error| wrong("range of versions", format!("{error}")))?;
-                self.capabilities.push((name.to_lowercase(), range));
+                self.capabilities.push((lower(name).collect(), range));
             }
-            "tag" => self.tags.push(value.to_lowercase()),
+            "tag" => self.tags.push(lower(value).collect()),
             "health" => {
                 let all = [Health::Alive, Health::Suspect, Health::Down, Health::Left, Health::Unknown];
                 let known = all.into_iter().find(|health| health.as_str() == value);

@@ -117,10 +117,12 @@ impl Acts {
             return Err(ActError::OtherKeyLog(admit.member));
         }
         self.check_fork(&log)?;
-        let holder = past.keys.iter().find(|(member, seq)| {
-            **member != admit.member && self.key_at(member, **seq) == Some(log.current())
-        });
-        if let Some((member, _)) = holder {
+        let holds_now = |member: &MemberId| {
+            let seq = past.keys.get(member);
+            seq.is_some_and(|seq| self.key_at(member, *seq) == Some(log.current()))
+        };
+        let mut holders = self.holders.get(&log.current()).into_iter().flatten();
+        if let Some(member) = holders.find(|member| **member != admit.member && holds_now(member)) {
             return Err(ActError::KeyInUse(*member));
         }
         Ok(Checked { offer, log: Some(log) })

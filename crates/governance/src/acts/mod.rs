@@ -35,7 +35,10 @@ use kos_protocol::{
     time::Timestamp,
 };
 use serde_bytes::ByteBuf;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 use view::{Bits, Rank, View};
 
 /// Why an act is refused. Except where a variant says otherwise it stays refused whenever it comes again.
@@ -224,6 +227,8 @@ pub struct Acts {
     recorded: BTreeMap<MemberId, KeyLog>,
     /// The longest log known, which may be ahead of what acts have recorded.
     logs: BTreeMap<MemberId, KeyLog>,
+    /// Whose logs have a key.
+    holders: BTreeMap<PublicKey, BTreeSet<MemberId>>,
     view: View,
 }
 
@@ -233,7 +238,7 @@ impl Acts {
         let logs: BTreeMap<_, _> =
             genesis.founders().map(|(founder, log)| (founder.member, log.clone())).collect();
         let view = View::of_genesis(&genesis);
-        Self {
+        let mut acts = Self {
             genesis,
             placed: Vec::new(),
             order: Vec::new(),
@@ -243,9 +248,20 @@ impl Acts {
             by_author: BTreeMap::new(),
             removals: 0,
             recorded: logs.clone(),
-            logs,
+            holders: BTreeMap::new(),
+            logs: BTreeMap::new(),
             view,
+        };
+        logs.into_values().for_each(|log| acts.know(log));
+        acts
+    }
+
+    /// Takes the longest log of its member.
+    fn know(&mut self, log: KeyLog) {
+        for key in (0..=log.seq()).filter_map(|seq| log.key_at(seq)) {
+            self.holders.entry(key).or_default().insert(log.member());
         }
+        self.logs.insert(log.member(), log);
     }
 
     /// Takes an act in, from anywhere and in any order.
@@ -334,11 +350,13 @@ impl Acts {
             return Err(ActError::Full);
         }
         let action = Action::from_bytes(&act.action).map_err(ActError::Action)?;
+        let is_on_top = past.count() == self.placed.len();
         let subset = self.view_of(&past);
         let Author { rank, admission, key } = self.check_author(&subset, act, &action)?;
         let act = act.clone();
         let signed = read.verify(&key).map_err(ObjectError::from)?;
         let checked = self.check_action(&subset, &act, &action)?;
+        drop(subset);
 
         for prev in &act.prev {
             self.heads.remove(prev);
@@ -354,7 +372,13 @@ impl Acts {
         if let Some(log) = checked.log {
             self.record(log);
         }
-        self.view = View::decide(&self.genesis, &self.placed, &self.order, None);
+        self.view = if is_on_top {
+            std::mem::replace(&mut self.view, View::of_genesis(&self.genesis)).decide_on_top(&self.placed)
+        } else {
+            View::decide(&self.genesis, &self.placed, &self.order, None)
+        };
+        #[cfg(test)]
+        assert_eq!(self.view, View::decide(&self.genesis, &self.placed, &self.order, None));
         Ok(id)
     }
 
@@ -378,11 +402,11 @@ impl Acts {
         (past, seq.saturating_add(1))
     }
 
-    fn view_of(&self, past: &Bits) -> View {
+    fn view_of(&self, past: &Bits) -> Cow<'_, View> {
         if past.count() == self.placed.len() {
-            self.view.clone()
+            Cow::Borrowed(&self.view)
         } else {
-            View::decide(&self.genesis, &self.placed, &self.order, Some(past))
+            Cow::Owned(View::decide(&self.genesis, &self.placed, &self.order, Some(past)))
         }
     }
 
@@ -393,7 +417,8 @@ impl Acts {
             *recorded = log;
         }
         if !self.logs.get(&member).is_some_and(|known| known.extends(recorded)) {
-            self.logs.insert(member, recorded.clone());
+            let recorded = recorded.clone();
+            self.know(recorded);
         }
     }
 
@@ -411,7 +436,7 @@ impl Acts {
         if !log.extends(known) {
             return Err(LogError::Forked(member));
         }
-        self.logs.insert(member, log.clone());
+        self.know(log.clone());
         Ok(true)
     }
 
@@ -479,7 +504,11 @@ impl Acts {
     /// with the new key, and those of members who cannot act.
     pub fn unrecorded(&self) -> impl Iterator<Item = (&KeyLog, Action)> {
         self.logs.iter().filter_map(|(member, log)| {
-            let recorded = usize::try_from(*self.view.keys.get(member)?).ok()?;
+            let recorded = *self.view.keys.get(member)?;
+            if log.seq() <= recorded {
+                return None;
+            }
+            let recorded = usize::try_from(recorded).ok()?;
             let events: Vec<_> = log.to_list().into_iter().skip(recorded + 1).collect();
             (!events.is_empty()).then_some((log, Action::Rotate { member: *member, events }))
         })

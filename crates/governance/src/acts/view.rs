@@ -10,40 +10,59 @@ use crate::{
     roster::Standing,
 };
 use kos_protocol::id::{MemberId, ObjectId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Seniority: `seq` and id of the act that admitted a steward. Founders come first, in the order of the genesis.
 pub(super) type Rank = (u64, ObjectId);
 
-/// A set of indices of acts.
+/// A set of indices of acts. Most acts know all before them: the words that are full at the beginning are only counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Bits(Vec<u64>);
+pub(super) struct Bits {
+    full: usize,
+    words: VecDeque<u64>,
+}
 
 impl Bits {
     pub(super) fn set(&mut self, index: usize) {
-        if self.0.len() <= index / 64 {
-            self.0.resize(index / 64 + 1, 0);
+        let Some(word) = (index / 64).checked_sub(self.full) else { return };
+        if self.words.len() <= word {
+            self.words.resize(word + 1, 0);
         }
-        self.0[index / 64] |= 1 << (index % 64);
+        self.words[word] |= 1 << (index % 64);
+        self.count_full();
     }
     pub(super) fn has(&self, index: usize) -> bool {
-        self.0.get(index / 64).is_some_and(|word| word & (1 << (index % 64)) != 0)
+        match (index / 64).checked_sub(self.full) {
+            Some(word) => self.words.get(word).is_some_and(|word| word & (1 << (index % 64)) != 0),
+            None => true,
+        }
     }
     pub(super) fn unite(&mut self, other: &Self) {
-        if self.0.len() < other.0.len() {
-            self.0.resize(other.0.len(), 0);
+        let behind = other.full.saturating_sub(self.full).min(self.words.len());
+        self.words.drain(..behind);
+        self.full = self.full.max(other.full);
+        let others = other.words.iter().skip(self.full - other.full);
+        for (place, more) in others.enumerate() {
+            match self.words.get_mut(place) {
+                Some(word) => *word |= more,
+                None => self.words.push_back(*more),
+            }
         }
-        for (word, more) in self.0.iter_mut().zip(&other.0) {
-            *word |= more;
-        }
+        self.count_full();
     }
     pub(super) fn count(&self) -> usize {
-        self.0.iter().map(|word| word.count_ones() as usize).sum()
+        64 * self.full + self.words.iter().map(|word| word.count_ones() as usize).sum::<usize>()
+    }
+    fn count_full(&mut self) {
+        while self.words.front() == Some(&u64::MAX) {
+            self.words.pop_front();
+            self.full += 1;
+        }
     }
 }
 
 /// A place in the roster.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Seat {
     pub(super) role: Role,
     pub(super) name: String,
@@ -67,7 +86,7 @@ impl Seat {
 }
 
 /// What a set of acts adds up to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct View {
     pub(super) effective: Bits,
     pub(super) seats: BTreeMap<MemberId, Seat>,
@@ -79,6 +98,7 @@ pub(super) struct View {
     pub(super) keys: BTreeMap<MemberId, u64>,
     /// The same, as far as the member recorded it itself.
     pub(super) keys_by_self: BTreeMap<MemberId, u64>,
+    changes: BTreeMap<MemberId, Changes>,
 }
 
 impl View {
@@ -107,6 +127,7 @@ impl View {
             expelled: BTreeSet::new(),
             keys_by_self: keys.clone(),
             keys,
+            changes: BTreeMap::new(),
         }
     }
 
@@ -117,19 +138,30 @@ impl View {
         order: &[usize],
         within: Option<&Bits>,
     ) -> Self {
-        let mut deciding = Deciding { placed, view: Self::of_genesis(genesis), changes: BTreeMap::new() };
+        let mut deciding = Deciding { placed, view: Self::of_genesis(genesis) };
         for act in order.iter().copied().filter(|act| within.is_none_or(|within| within.has(*act))) {
-            let admitted = placed[act].admission.is_none_or(|act| deciding.view.effective.has(act));
-            if admitted && deciding.stands(act) {
-                deciding.apply(act);
-            }
+            deciding.decide(act);
         }
-        deciding.seat()
+        let changed: Vec<MemberId> = deciding.view.changes.keys().copied().collect();
+        changed.iter().for_each(|member| deciding.seat(member));
+        deciding.view
+    }
+
+    /// The same with one more act, the last of `placed`, that knows all others. It changes nothing about these: what
+    /// takes the effect from an act is concurrent with it or known to it. So it costs no more than itself.
+    pub(super) fn decide_on_top(self, placed: &[Placed]) -> Self {
+        let last = placed.len() - 1;
+        let mut deciding = Deciding { placed, view: self };
+        deciding.decide(last);
+        if let Some(member) = placed[last].action.about() {
+            deciding.seat(&member);
+        }
+        deciding.view
     }
 }
 
 /// What effective acts did to one member, by their indices.
-#[derive(Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Changes {
     admissions: Vec<usize>,
     removals: Vec<usize>,
@@ -141,10 +173,16 @@ struct Changes {
 struct Deciding<'a> {
     placed: &'a [Placed],
     view: View,
-    changes: BTreeMap<MemberId, Changes>,
 }
 
 impl Deciding<'_> {
+    fn decide(&mut self, act: usize) {
+        let admitted = self.placed[act].admission.is_none_or(|act| self.view.effective.has(act));
+        if admitted && self.stands(act) {
+            self.apply(act);
+        }
+    }
+
     /// Whether act `a` knew act `b`.
     fn knew(&self, a: usize, b: usize) -> bool {
         self.placed[a].past.has(b)
@@ -164,7 +202,7 @@ impl Deciding<'_> {
                 return false;
             }
         }
-        let Some(changes) = self.changes.get(&signed.author) else {
+        let Some(changes) = self.view.changes.get(&signed.author) else {
             return true;
         };
         let rekeyed =
@@ -186,17 +224,17 @@ impl Deciding<'_> {
         };
         match action {
             Action::Admit(admit) => {
-                changes(&mut self.changes, &admit.member, |changes| &mut changes.admissions);
+                changes(&mut self.view.changes, &admit.member, |changes| &mut changes.admissions);
                 if let Some(offer) = offer {
                     self.view.used.entry(offer.invite).or_default().insert(admit.member);
                 }
                 self.learn_key(admit.member, (admit.key_log.len() as u64).saturating_sub(1));
             }
             Action::Suspend { member, .. } | Action::Expel { member, .. } | Action::Release { member } => {
-                changes(&mut self.changes, member, |changes| &mut changes.removals);
+                changes(&mut self.view.changes, member, |changes| &mut changes.removals);
             }
             Action::Reinstate { member } => {
-                changes(&mut self.changes, member, |changes| &mut changes.reinstatements);
+                changes(&mut self.view.changes, member, |changes| &mut changes.reinstatements);
             }
             Action::Revoke { invite } => {
                 self.view.revoked.insert(*invite);
@@ -205,7 +243,7 @@ impl Deciding<'_> {
                 let seq = self.placed[act].rotated_to();
                 self.learn_key(*member, seq);
                 if *member == signed.author {
-                    self.changes.entry(*member).or_default().rotations.push((act, seq));
+                    self.view.changes.entry(*member).or_default().rotations.push((act, seq));
                     let own = self.view.keys_by_self.entry(*member).or_default();
                     *own = seq.max(*own);
                 }
@@ -219,33 +257,32 @@ impl Deciding<'_> {
         *key = seq.max(*key);
     }
 
-    /// Who sits where after all that.
-    fn seat(mut self) -> View {
-        let changes = std::mem::take(&mut self.changes);
-        for (member, changes) in &changes {
-            if let Some(admission) = self.governing(&changes.admissions)
-                && let Action::Admit(admit) = &self.placed[admission].action
-            {
-                let act = &self.placed[admission].signed;
-                let seat = Seat {
-                    role: admit.role,
-                    name: admit.name.clone(),
-                    until_ms: admit.until_ms,
-                    rank: (act.seq, act.id()),
-                    admission: Some(admission),
-                    standing: Standing::Active,
-                };
-                self.view.seats.insert(*member, seat);
-            }
-            let standing = self.standing(changes);
-            if standing == Standing::Expelled {
-                self.view.expelled.insert(*member);
-            }
-            if let Some(seat) = self.view.seats.get_mut(member) {
-                seat.standing = standing;
-            }
+    /// Where a member sits after all that.
+    fn seat(&mut self, member: &MemberId) {
+        let Some(changes) = self.view.changes.get(member) else { return };
+        let admitted = self.governing(&changes.admissions).and_then(|admission| {
+            let Action::Admit(admit) = &self.placed[admission].action else { return None };
+            let act = &self.placed[admission].signed;
+            Some(Seat {
+                role: admit.role,
+                name: admit.name.clone(),
+                until_ms: admit.until_ms,
+                rank: (act.seq, act.id()),
+                admission: Some(admission),
+                standing: Standing::Active,
+            })
+        });
+        let standing = self.standing(changes);
+        if let Some(seat) = admitted {
+            self.view.seats.insert(*member, seat);
         }
-        self.view
+        match standing {
+            Standing::Expelled => self.view.expelled.insert(*member),
+            _ => self.view.expelled.remove(member),
+        };
+        if let Some(seat) = self.view.seats.get_mut(member) {
+            seat.standing = standing;
+        }
     }
 
     /// Of several admissions of one member the first, unless a later one knew it (it had lapsed, and came again).
