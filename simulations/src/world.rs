@@ -13,8 +13,8 @@ use crate::{
     scenario::{Fault, Misdeed, Scenario},
 };
 use kos_directory::{
-    Health, Kind, NodeRecord, Slot, SuspectRecord,
-    liveness::{HEARTBEAT_MS, Input as Liveness, Reached, SUSPICION_LIFE_MS},
+    Health, Kind, NodeRecord, Slot,
+    liveness::{HEARTBEAT_MS, Input as Liveness, Reached},
     reconcile::{Initiator, respond},
 };
 use kos_engine::{
@@ -93,7 +93,7 @@ pub struct Violation {
 #[derive(Clone, Debug)]
 enum Payload {
     Gossip(Rpc),
-    Alive,
+    Alive { period_ms: u64 },
     Acknowledged { sent_us: u64 },
 }
 
@@ -572,10 +572,16 @@ impl<'a> World<'a> {
             Output::Heartbeat(to) => {
                 let to = self.by_member[&to];
                 if self.reaches(node, to) {
-                    self.transmit(node, to, HEARTBEAT_BYTES / 2, Payload::Alive);
+                    self.transmit(node, to, HEARTBEAT_BYTES / 2, Payload::Alive { period_ms: HEARTBEAT_MS });
                 }
                 if !self.reaches(node, to) || !self.reaches(to, node) {
                     self.queue.after(HEARTBEAT_MS * 1_000, Event::Unacknowledged(node));
+                }
+            }
+            Output::Release(to) => {
+                let to = self.by_member[&to];
+                if self.reaches(node, to) {
+                    self.transmit(node, to, HEARTBEAT_BYTES / 2, Payload::Alive { period_ms: 0 });
                 }
             }
             Output::Probe(member) => {
@@ -664,11 +670,8 @@ impl<'a> World<'a> {
         let now = self.now(node);
         let greatest = self.nodes[node].greatest;
         let Some(engine) = &self.nodes[node].engine else { return Ok(()) };
-        let Stamp { author, key_seq, seq, time_ms, expires_ms } =
-            engine.stamp::<SuspectRecord>(now, &subject.to_string(), SUSPICION_LIFE_MS, greatest);
-        let since_ms = since_ms.map(|since_ms| since_ms.min(time_ms));
-        let record =
-            SuspectRecord { author, key_seq, subject, seq, time_ms, expires_ms, subject_seq, since_ms };
+        let record = engine.draft_suspicion(now, (subject, subject_seq), since_ms, greatest);
+        let seq = record.seq;
         let scope = Scope::Federation(engine.id());
         let record = Signed::sign(record, scope, &self.nodes[node].person.key);
         let record = record.expect("a suspicion is below the limit of a record");
@@ -720,9 +723,9 @@ impl<'a> World<'a> {
             return Ok(());
         }
         match payload {
-            Payload::Alive => {
+            Payload::Alive { period_ms } => {
                 let member = self.nodes[from].person.id();
-                self.live(to, Liveness::Heartbeat { from: member, period_ms: HEARTBEAT_MS })?;
+                self.live(to, Liveness::Heartbeat { from: member, period_ms })?;
                 if self.reaches(to, from) {
                     let sent_us = self.queue.now_us();
                     self.transmit(to, from, HEARTBEAT_BYTES / 2, Payload::Acknowledged { sent_us });

@@ -32,6 +32,9 @@ pub const SUSPICION_LIFE_MS: u64 = 24 * 60 * 60 * 1000;
 const REFUTE_MS: u64 = 4_000;
 /// How much shorter that is for every accuser above the quorum, down to half.
 const REFUTE_LESS_MS: u64 = 500;
+/// Shortest time between two refutations, in milliseconds: shorter than any suspicion takes to count, and longer than
+/// others take to let the author of a record write the next.
+const REFUTE_EVERY_MS: u64 = 1_500;
 /// How long after the last link to a member is gone it may come back.
 const GRACE_MS: u64 = 2_000;
 /// Members who did not watch a suspect and try to reach it.
@@ -61,7 +64,7 @@ pub enum Input {
     Heartbeat {
         /// Who.
         from: MemberId,
-        /// When the next one is due, in milliseconds.
+        /// When the next one is due, in milliseconds; 0: it chose another watcher.
         period_ms: u64,
     },
     /// A watcher of ours acknowledged a heartbeat.
@@ -123,6 +126,11 @@ pub enum Output {
         /// To whom.
         to: MemberId,
     },
+    /// Tell a member that it is no watcher of ours any more.
+    Release {
+        /// Whom.
+        to: MemberId,
+    },
     /// Try to reach a member; say what came of it.
     Probe(MemberId),
     /// Sign and publish a suspicion of ours; with none in `since_ms` its withdrawal.
@@ -134,7 +142,7 @@ pub enum Output {
         /// Since when nothing was heard, in wall milliseconds.
         since_ms: Option<u64>,
     },
-    /// We are suspected: publish a newer record of our node.
+    /// We are suspected: publish a newer record of our node, above [`Liveness::accused_seq`].
     Refute,
     /// A member's state changed.
     Changed(MemberId, Health),
@@ -192,6 +200,8 @@ enum Timer {
     Gone(MemberId),
     /// It had its time to refute.
     Decide(MemberId),
+    /// Another refutation of ours may go out.
+    Refute,
 }
 
 /// The liveness of one federation's members as member `me` sees it.
@@ -199,6 +209,10 @@ enum Timer {
 pub struct Liveness {
     me: MemberId,
     seq: u64,
+    /// The greatest number that a suspicion of us was about.
+    accused_seq: u64,
+    /// When we last refuted, by the monotonic clock.
+    refuted_ms: Option<u64>,
     members: Arc<BTreeSet<MemberId>>,
     /// Those of the members of whom something is known.
     subjects: BTreeMap<MemberId, Subject>,
@@ -220,6 +234,8 @@ impl Liveness {
         Self {
             me,
             seq: 0,
+            accused_seq: 0,
+            refuted_ms: None,
             members: Arc::default(),
             subjects: BTreeMap::new(),
             watchers: BTreeSet::new(),
@@ -248,7 +264,14 @@ impl Liveness {
                 self.suspicion(now, by, (subject, subject_seq), time_ms, since_ms);
             }
             Input::Probed { member, outcome: Reached::Yes } => self.alive(now, member),
-            Input::Probed { member, outcome: Reached::No } => self.accuse(now, member),
+            Input::Probed { member, outcome: Reached::No } => {
+                // Who refuted meanwhile is not to be accused for what was asked before.
+                let subject = self.subjects.get(&member);
+                let asked_seq = subject.and_then(|subject| subject.probed_seq);
+                if asked_seq.is_none_or(|asked_seq| subject.is_some_and(|of| of.seq == asked_seq)) {
+                    self.accuse(now, member);
+                }
+            }
             Input::DeadlineReached => self.deadline_reached(now),
         }
     }
@@ -280,6 +303,11 @@ impl Liveness {
         self.doubt
     }
 
+    /// The greatest number that a suspicion of this member was about: a refutation has a greater one.
+    pub fn accused_seq(&self) -> u64 {
+        self.accused_seq
+    }
+
     /// The members we send heartbeats to.
     pub fn watchers(&self) -> &BTreeSet<MemberId> {
         &self.watchers
@@ -289,16 +317,22 @@ impl Liveness {
         let gone: Vec<MemberId> =
             self.subjects.keys().filter(|member| !members.contains(*member)).copied().collect();
         for member in gone {
-            self.subjects.remove(&member);
+            if self.subjects.remove(&member).is_some_and(|subject| subject.health != Health::Unknown) {
+                self.outputs.push_back(Output::Changed(member, Health::Unknown));
+            }
             for timer in [Timer::Late(member), Timer::Gone(member), Timer::Decide(member)] {
                 self.disarm(timer);
             }
         }
+        let accused = self.subjects.iter().filter(|(_, subject)| !subject.suspicions.is_empty());
+        let accused: Vec<MemberId> = accused.map(|(member, _)| *member).collect();
         for subject in self.subjects.values_mut() {
             subject.suspicions.retain(|by, _| members.contains(by));
         }
         self.members = members;
         self.choose_watchers(now);
+        // What was a quorum may be none any more, and the other way about.
+        accused.into_iter().for_each(|member| self.weigh(now, member));
     }
 
     /// What is known of another member, to be changed.
@@ -338,7 +372,13 @@ impl Liveness {
         let mut ranked: Vec<_> = linked.map(|(member, _)| (rank(&self.me, 0, member), *member)).collect();
         self.linked = ranked.len();
         ranked.sort_unstable();
-        self.watchers = ranked.into_iter().take(WATCHERS).map(|(_, member)| member).collect();
+        let chosen: BTreeSet<MemberId> =
+            ranked.into_iter().take(WATCHERS).map(|(_, member)| member).collect();
+        let before = std::mem::replace(&mut self.watchers, chosen);
+        // Who is not told waits for heartbeats that do not come, and suspects us.
+        let still_linked = |member: &&MemberId| self.subjects.get(*member).is_some_and(|of| of.is_linked);
+        let released = before.difference(&self.watchers).filter(still_linked);
+        self.outputs.extend(released.map(|to| Output::Release { to: *to }));
         if self.watchers.is_empty() {
             self.disarm(Timer::Beat);
         } else if !self.timers.contains_key(&Timer::Beat) {
@@ -350,9 +390,14 @@ impl Liveness {
 
     fn heartbeat(&mut self, now: Timestamp, from: MemberId, period_ms: u64) {
         let Some(subject) = self.subject(from) else { return };
-        let watch = Watch::heard(subject.watch, now.monotonic_ms, period_ms);
-        subject.watch = Some(watch);
-        self.arm(Timer::Late(from), now.monotonic_ms + watch.timeout_ms() * (1 + self.doubt));
+        if period_ms == 0 {
+            subject.watch = None;
+            self.disarm(Timer::Late(from));
+        } else {
+            let watch = Watch::heard(subject.watch, now.monotonic_ms, period_ms);
+            subject.watch = Some(watch);
+            self.arm(Timer::Late(from), now.monotonic_ms + watch.timeout_ms() * (1 + self.doubt));
+        }
         self.alive(now, from);
     }
 
@@ -405,7 +450,8 @@ impl Liveness {
     ) {
         if subject == self.me {
             if since_ms.is_some() && subject_seq >= self.seq {
-                self.outputs.push_back(Output::Refute);
+                self.accused_seq = self.accused_seq.max(subject_seq);
+                self.refute(now);
             }
             return;
         }
@@ -428,6 +474,16 @@ impl Liveness {
         }
         self.probe_if_asked(subject);
         self.weigh(now, subject);
+    }
+
+    /// Refutes at once, or as soon as it may: who accuses us without end does not make us talk without end.
+    fn refute(&mut self, now: Timestamp) {
+        let may_at_ms = self.refuted_ms.map_or(0, |at_ms| at_ms + REFUTE_EVERY_MS);
+        if now.monotonic_ms < may_at_ms {
+            return self.arm(Timer::Refute, may_at_ms);
+        }
+        self.refuted_ms = Some(now.monotonic_ms);
+        self.outputs.push_back(Output::Refute);
     }
 
     /// Who has a link with a suspect tries it. So do those without one who rank first for the suspicion, so that a member
@@ -546,6 +602,8 @@ impl Liveness {
                 }
                 Timer::Gone(member) => self.accuse(now, member),
                 Timer::Decide(member) => self.decide(now, member),
+                Timer::Refute if self.accused_seq >= self.seq => self.refute(now),
+                Timer::Refute => {}
             }
         }
     }

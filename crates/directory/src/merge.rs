@@ -14,6 +14,7 @@ use kos_protocol::{
     time::Timestamp,
 };
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -82,6 +83,12 @@ pub enum MergeError {
         /// Whose.
         author: MemberId,
     },
+    /// Its author gave one number to two records; this one has the greater id.
+    #[error("{author} signed two records with one number")]
+    Equivocation {
+        /// Whose.
+        author: MemberId,
+    },
     /// Its author makes more of them than anybody needs; may be taken later.
     #[error("{author} publishes faster than records are taken")]
     Rate {
@@ -107,6 +114,7 @@ impl MergeError {
             Self::Future { .. } => "record_future",
             Self::Quota { .. } => "record_quota",
             Self::Rate { .. } => "record_rate",
+            Self::Equivocation { .. } => "record_equivocation",
             Self::Full => "record_full",
         }
     }
@@ -115,7 +123,10 @@ impl MergeError {
     /// and its room and its rate are used up by what it signed.
     pub(crate) fn author(&self) -> Option<MemberId> {
         match self {
-            Self::BadCert { author } | Self::Quota { author } | Self::Rate { author } => Some(*author),
+            Self::BadCert { author }
+            | Self::Quota { author }
+            | Self::Rate { author }
+            | Self::Equivocation { author } => Some(*author),
             _ => None,
         }
     }
@@ -130,7 +141,7 @@ impl MergeError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Merged {
     /// The newest of its slot.
-    New(Arc<Record>),
+    New(Verified),
     /// Here already, or a newer one is.
     Known,
 }
@@ -181,6 +192,28 @@ pub struct Stats {
     pub expired: u64,
 }
 
+/// What a record is worth to its author where there is no room for all of them: by kind, then the newest, then the
+/// smallest id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Worth(u8, u64, Reverse<ObjectId>);
+
+impl Worth {
+    fn new(kind: &Kind, time_ms: u64, id: ObjectId) -> Self {
+        let rank = match kind {
+            Kind::Node => 4,
+            Kind::Agent | Kind::Service => 3,
+            Kind::Other(_) => 2,
+            Kind::Link => 1,
+            Kind::Suspect => 0,
+        };
+        Self(rank, time_ms, Reverse(id))
+    }
+
+    fn of(record: &Record) -> Self {
+        Self::new(record.kind(), record.time_ms(), record.id())
+    }
+}
+
 /// The records of one federation.
 ///
 /// A record costs less than 1,600 bytes besides its own, the search index included (`tests/memory.rs`).
@@ -192,6 +225,7 @@ pub struct Directory {
     expiries: BTreeSet<(u64, u32)>,
     index: Index,
     accounts: Accounts,
+    evicted: Vec<Slot>,
     /// Grows with every change: whoever keeps something derived from the records compares it.
     version: u64,
     merged: u64,
@@ -209,6 +243,7 @@ impl Directory {
             expiries: BTreeSet::new(),
             index: Index::default(),
             accounts: Accounts::default(),
+            evicted: Vec::new(),
             version: 0,
             merged: 0,
             known: 0,
@@ -275,11 +310,12 @@ impl Directory {
         claim.check_times(now)?;
         let key = authors.key_of(&author, key_seq).ok_or(MergeError::NotAnAuthor { author, key_seq })?;
         // Which of two with one number wins, only their ids can tell, and those are known when they are verified.
-        if self.get(slot).is_some_and(|old| old.seq() > claim.seq() || old.bytes() == claim.bytes()) {
+        let old = self.contender(now, source, slot);
+        if old.is_some_and(|old| old.seq() > claim.seq() || old.bytes() == claim.bytes()) {
             self.known += 1;
             return Ok(Screened::Known);
         }
-        self.check_room(slot, claim.bytes().len())?;
+        self.make_room(slot, claim.bytes().len(), || Worth::new(&slot.kind, claim.time_ms(), claim.id()))?;
         if source == Source::Heard && !self.accounts.may_spend(&author, now) {
             return Err(MergeError::Rate { author });
         }
@@ -302,39 +338,85 @@ impl Directory {
         if authors.key_of(&author, key_seq).is_none() {
             return Err(MergeError::NotAnAuthor { author, key_seq });
         }
-        if self.get(record.slot()).is_some_and(|old| !record.replaces(old)) {
+        if let Some(old) = self.contender(now, source, record.slot()).filter(|old| !record.replaces(old)) {
+            if old.seq() == record.seq() && old.id() != record.id() {
+                let error = MergeError::Equivocation { author };
+                self.accounts.blame(&error);
+                self.accounts.spend(author, now);
+                return Err(error);
+            }
             self.known += 1;
             return Ok(Merged::Known);
         }
-        self.check_room(record.slot(), record.bytes().len())
+        let going = self
+            .make_room(record.slot(), record.bytes().len(), || Worth::of(&record))
             .inspect_err(|error| self.accounts.blame(error))?;
+        for slot in going {
+            self.remove(&slot);
+            self.accounts.blame(&MergeError::Quota { author });
+            self.evicted.push(slot);
+        }
         if source == Source::Heard {
             self.accounts.spend(author, now);
         }
         self.remove(record.slot());
-        let row = self.index.insert(verified);
+        let row = self.index.insert(verified.clone());
         self.ids.insert(record.id(), row);
         self.expiries.insert((record.expires_ms(), row));
         self.accounts.add(author, record.bytes().len());
         self.slots.insert(record.slot().clone(), row);
         self.merged += 1;
         self.version += 1;
-        Ok(Merged::New(record))
+        Ok(Merged::New(verified))
     }
 
-    fn check_room(&self, slot: &Slot, bytes: usize) -> Result<(), MergeError> {
+    /// The record that a new one has to replace. One of this node's own from the future is none: its clock was ahead once,
+    /// and everybody else refused it.
+    fn contender(&self, now: Timestamp, source: Source, slot: &Slot) -> Option<&Arc<Record>> {
+        self.get(slot).filter(|old| source == Source::Heard || now.allows(old.seq()))
+    }
+
+    /// The records of its author that have to go for a new one: those worth least, and none that is worth as much as the
+    /// new one. So whoever hears of more records than fit keeps the same ones, whichever came first.
+    fn make_room(
+        &self,
+        slot: &Slot,
+        bytes: usize,
+        worth: impl FnOnce() -> Worth,
+    ) -> Result<Vec<Slot>, MergeError> {
         let author = slot.author;
         let old_bytes = self.get(slot).map(|old| old.bytes().len());
         let (count, held_bytes) = self.accounts.held(&author);
-        let count = count + usize::from(old_bytes.is_none());
-        let freed_bytes = old_bytes.unwrap_or(0);
-        if count > RECORDS_PER_AUTHOR_MAX || held_bytes - freed_bytes + bytes > RECORDS_BYTES_PER_AUTHOR_MAX {
-            return Err(MergeError::Quota { author });
-        }
-        if self.accounts.bytes() - freed_bytes + bytes > RECORDS_BYTES_MAX {
+        let mut count = count + usize::from(old_bytes.is_none());
+        let mut held_bytes = held_bytes - old_bytes.unwrap_or(0) + bytes;
+        if self.accounts.bytes() - old_bytes.unwrap_or(0) + bytes > RECORDS_BYTES_MAX {
             return Err(MergeError::Full);
         }
-        Ok(())
+        let is_over = |count: usize, held_bytes: usize| {
+            count > RECORDS_PER_AUTHOR_MAX || held_bytes > RECORDS_BYTES_PER_AUTHOR_MAX
+        };
+        if !is_over(count, held_bytes) {
+            return Ok(Vec::new());
+        }
+        let worth = worth();
+        let others = self.records_of(author).filter(|record| record.slot() != slot);
+        let mut others: Vec<_> = others.map(|record| (Worth::of(record), record)).collect();
+        others.sort_unstable_by_key(|(worth, _)| *worth);
+        let mut going = Vec::new();
+        for (_, record) in others.into_iter().take_while(|(other, _)| *other < worth) {
+            count -= 1;
+            held_bytes -= record.bytes().len();
+            going.push(record.slot().clone());
+            if !is_over(count, held_bytes) {
+                return Ok(going);
+            }
+        }
+        Err(MergeError::Quota { author })
+    }
+
+    /// Takes the slots of records that had to go for others since the last call.
+    pub fn take_evicted(&mut self) -> Vec<Slot> {
+        std::mem::take(&mut self.evicted)
     }
 
     fn remove(&mut self, slot: &Slot) {
@@ -374,7 +456,7 @@ impl Directory {
 
     /// The sequence number for a new record in `slot`: above the clock and above every one seen.
     pub fn next_seq(&self, now: Timestamp, slot: &Slot) -> u64 {
-        let seen = self.get(slot).map_or(0, |record| record.seq().saturating_add(1));
+        let seen = self.contender(now, Source::Own, slot).map_or(0, |record| record.seq().saturating_add(1));
         seen.max(now.wall_ms)
     }
 

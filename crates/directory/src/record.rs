@@ -6,6 +6,7 @@
 
 mod agent;
 mod kind;
+mod known;
 mod link;
 mod node;
 mod service;
@@ -21,7 +22,6 @@ pub use suspect::SuspectRecord;
 use crate::{
     contract::Checked,
     merge::{Authors, MergeError},
-    search::terms_of,
 };
 use kos_protocol::{
     cbor,
@@ -145,6 +145,14 @@ impl Claim {
     pub fn seq(&self) -> u64 {
         self.seq
     }
+    /// When it was made, in wall milliseconds.
+    pub fn time_ms(&self) -> u64 {
+        self.time_ms
+    }
+    /// Its id, which does not depend on the signature.
+    pub fn id(&self) -> ObjectId {
+        ObjectId::from_bytes(sha256(&self.signed))
+    }
     /// The envelope.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
@@ -152,17 +160,7 @@ impl Claim {
 
     /// Whether its time has come and is not over.
     pub(crate) fn check_times(&self, now: Timestamp) -> Result<(), MergeError> {
-        let author = self.slot.author;
-        let newest_ms = self.seq.max(self.time_ms);
-        if !now.allows(newest_ms) {
-            return Err(MergeError::Future { author, ahead_ms: newest_ms - now.wall_ms });
-        }
-        let life_ms = self.expires_ms.checked_sub(self.time_ms).ok_or(MergeError::Content("expires_ms"))?;
-        check(life_ms <= RECORD_LIFE_MS_MAX, "expires_ms")?;
-        if self.expires_ms <= now.wall_ms {
-            return Err(MergeError::Expired { author, age_ms: now.wall_ms - self.expires_ms });
-        }
-        Ok(())
+        check_times(now, self.slot.author, self.seq, self.time_ms, self.expires_ms)
     }
 
     /// Checks the signature, strictly, then what the record says. The expensive part, and a pure one: records are
@@ -173,24 +171,14 @@ impl Claim {
     pub fn verify(self, key: &PublicKey) -> Result<Verified, MergeError> {
         let author = self.slot.author;
         key.verify(&self.signed, &self.signature).map_err(|_| MergeError::BadSignature { author })?;
-        self.into_record(Some(key))
-    }
-
-    /// Takes a record from this node's own store, where it was put when it was verified. Checks all that
-    /// [`Claim::verify`] does but the signatures: a hundred thousand of those would take seconds at each start, and who
-    /// can write into the store can read this node's keys.
-    ///
-    /// # Errors
-    /// As [`Claim::verify`], except [`MergeError::BadSignature`]; [`MergeError::Future`] and [`MergeError::Expired`].
-    pub fn trust(self, now: Timestamp) -> Result<Verified, MergeError> {
-        self.check_times(now)?;
-        self.into_record(None)
-    }
-
-    /// Without a key the signatures count as checked.
-    fn into_record(self, key: Option<&PublicKey>) -> Result<Verified, MergeError> {
-        let (content, agent) = self.read_content(key)?;
-        let terms = terms_of(&content, agent.as_deref());
+        let (content, agent) = match self.slot.kind {
+            Kind::Agent => {
+                let agent: AgentRecord = cbor::decode_again(self.payload())?;
+                agent.check()?;
+                (Content::Agent(agent.certified_key(self.federation, key)?), Some(agent))
+            }
+            _ => (read_content(&self.slot.kind, &self.slot.name, self.payload())?, None),
+        };
         let record = Record {
             id: ObjectId::from_bytes(sha256(&self.signed)),
             slot: self.slot,
@@ -201,51 +189,59 @@ impl Claim {
             bytes: self.bytes,
             content,
         };
-        Ok(Verified { record: Arc::new(record), terms: terms.into() })
-    }
-
-    fn read_content(
-        &self,
-        key: Option<&PublicKey>,
-    ) -> Result<(Content, Option<Box<AgentRecord>>), MergeError> {
-        fn read<T: Object>(payload: &[u8]) -> Result<Box<T>, MergeError> {
-            Ok(Box::new(cbor::decode_again(payload)?))
-        }
-        let header_slot_is_empty = self.slot.name.is_empty();
-        let payload = self.payload();
-        let content = match &self.slot.kind {
-            Kind::Node => {
-                let node = read::<NodeRecord>(payload)?;
-                check(header_slot_is_empty, "slot")?;
-                node.check()?;
-                Content::Node(node)
-            }
-            Kind::Agent => {
-                let agent = read::<AgentRecord>(payload)?;
-                agent.check()?;
-                let agent_key = agent.certified_key(self.federation, key)?;
-                return Ok((Content::Agent(agent_key), Some(agent)));
-            }
-            Kind::Link => {
-                let link = read::<LinkRecord>(payload)?;
-                check(header_slot_is_empty, "slot")?;
-                link.check()?;
-                Content::Link(link)
-            }
-            Kind::Suspect => {
-                let suspicion = read::<SuspectRecord>(payload)?;
-                suspicion.check()?;
-                Content::Suspect(suspicion)
-            }
-            Kind::Service => Content::Service(read::<ServiceRecord>(payload)?.check()?),
-            Kind::Other(_) => Content::Unknown,
-        };
-        Ok((content, None))
+        Ok(Verified::new(record, agent.as_ref()))
     }
 }
 
+fn check_times(
+    now: Timestamp,
+    author: MemberId,
+    seq: u64,
+    time_ms: u64,
+    expires_ms: u64,
+) -> Result<(), MergeError> {
+    let newest_ms = seq.max(time_ms);
+    if !now.allows(newest_ms) {
+        return Err(MergeError::Future { author, ahead_ms: newest_ms - now.wall_ms });
+    }
+    let life_ms = expires_ms.checked_sub(time_ms).ok_or(MergeError::Content("expires_ms"))?;
+    check(life_ms <= RECORD_LIFE_MS_MAX, "expires_ms")?;
+    if expires_ms <= now.wall_ms {
+        return Err(MergeError::Expired { author, age_ms: now.wall_ms - expires_ms });
+    }
+    Ok(())
+}
+
+/// What a record of any kind but an agent's says. `name` is that of its slot.
+fn read_content(kind: &Kind, name: &str, payload: &[u8]) -> Result<Content, MergeError> {
+    fn read<T: Object>(payload: &[u8]) -> Result<Box<T>, MergeError> {
+        Ok(Box::new(cbor::decode_again(payload)?))
+    }
+    Ok(match kind {
+        Kind::Node => {
+            let node = read::<NodeRecord>(payload)?;
+            check(name.is_empty(), "slot")?;
+            node.check()?;
+            Content::Node(node)
+        }
+        Kind::Link => {
+            let link = read::<LinkRecord>(payload)?;
+            check(name.is_empty(), "slot")?;
+            link.check()?;
+            Content::Link(link)
+        }
+        Kind::Suspect => {
+            let suspicion = read::<SuspectRecord>(payload)?;
+            suspicion.check()?;
+            Content::Suspect(suspicion)
+        }
+        Kind::Service => Content::Service(read::<ServiceRecord>(payload)?.check()?),
+        Kind::Agent | Kind::Other(_) => Content::Unknown,
+    })
+}
+
 /// A verified record and what it can be found by: all that can be made of it on any thread. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
     pub(crate) record: Arc<Record>,
     /// One a line.

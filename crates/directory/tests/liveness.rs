@@ -60,6 +60,8 @@ struct Network {
     lag_ms: Vec<u64>,
     /// Nodes that were up and that some node took for down.
     wronged: BTreeSet<(usize, usize)>,
+    /// Nodes that were up and in reach of the node that suspected them in public.
+    suspected: BTreeSet<(usize, usize)>,
     downs: BTreeMap<usize, BTreeMap<usize, u64>>,
     numbers: BTreeMap<MemberId, usize>,
 }
@@ -80,6 +82,7 @@ impl Network {
             cut: |_, _| false,
             lag_ms: vec![0; count],
             wronged: BTreeSet::new(),
+            suspected: BTreeSet::new(),
             downs: BTreeMap::new(),
             numbers: (0..count).map(|n| (member(n), n)).collect(),
         };
@@ -171,6 +174,13 @@ impl Network {
                         self.after(HEARTBEAT_MS, n, Input::Unacknowledged);
                     }
                 }
+                Output::Release { to } => {
+                    let (from, to) = (member(n), self.index(&to));
+                    if self.up[to] && !(self.cut)(n, to) {
+                        let delay_ms = 10 + self.random(75);
+                        self.after(delay_ms, to, Input::Heartbeat { from, period_ms: 0 });
+                    }
+                }
                 Output::Probe(subject) => {
                     let to = self.index(&subject);
                     let answers = self.up[to] && !(self.cut)(n, to) && !(self.cut)(to, n);
@@ -179,6 +189,10 @@ impl Network {
                     self.after(delay_ms, n, Input::Probed { member: subject, outcome });
                 }
                 Output::Suspect { subject, subject_seq, since_ms } => {
+                    let to = self.index(&subject);
+                    if since_ms.is_some() && self.up[to] && !(self.cut)(n, to) && !(self.cut)(to, n) {
+                        self.suspected.insert((n, to));
+                    }
                     self.gossip(
                         n,
                         &Input::Suspicion {
@@ -270,6 +284,24 @@ fn a_dead_node_is_down_at_all_others_within_15_seconds_and_alive_again_when_it_r
     }
     took_ms.sort_unstable();
     println!("down after {} ms, p99 {} ms", took_ms[took_ms.len() / 2], took_ms[took_ms.len() * 99 / 100]);
+}
+
+#[test]
+fn links_that_come_up_one_after_the_other_make_nobody_a_suspect() {
+    for seed in seeds() {
+        let mut network = Network::new(40, seed);
+        for _ in 0..200 {
+            let (a, b) = (network.random(40) as usize, network.random(40) as usize);
+            if a != b && network.links[a].insert(b) {
+                network.links[b].insert(a);
+                let delay_ms = network.random(60 * S);
+                network.after(delay_ms, a, Input::Linked(member(b)));
+                network.after(delay_ms, b, Input::Linked(member(a)));
+            }
+        }
+        network.run(90 * S);
+        assert_eq!(network.suspected, BTreeSet::new(), "seed {seed}");
+    }
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Runs the vectors of SPEC §9.11. `cargo test -p kos-protocol --test vectors` makes them, without any of this code.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_types, clippy::disallowed_methods)]
 
-use kos_directory::{AgentCert, Authors, Content, Directory, Merged, Record, Source};
+use kos_directory::{
+    AgentCert, Authors, Claim, Content, Directory, MergeError, Merged, Record, Source, Verified,
+};
 use kos_protocol::{
     id::{FederationId, MemberId},
     key::PublicKey,
@@ -72,8 +74,8 @@ fn check_record(vector: &Value) {
     let (author, bytes) = (Author::of(vector, "key"), unhex(&vector["envelope"]));
     let kind = vector["kind"].as_str().unwrap();
     let record = Record::verify(now(vector), federation(vector), kind, &bytes, &author);
-    assert_eq!(record.is_ok(), vector["valid"] == true, "{}: {:?}", vector["name"], record.err());
-    if let Ok(record) = Record::verify(now(vector), federation(vector), kind, &bytes, &author) {
+    assert_eq!(record.is_ok(), vector["valid"] == true, "{}: {record:?}", vector["name"]);
+    if let Ok(record) = &record {
         assert_eq!(record.id().as_bytes()[..], unhex(&vector["id"]));
         assert_eq!(record.bytes(), bytes);
         let known = match record.content() {
@@ -82,6 +84,16 @@ fn check_record(vector: &Value) {
             _ => kind,
         };
         assert_eq!(known, kind);
+        // What this node keeps of it gives it back as it was, and damage gives an error.
+        let claim = Claim::parse(federation(vector), kind, bytes.as_slice()).unwrap();
+        let verified = claim.verify(&author.2).unwrap();
+        let row = verified.to_row();
+        assert_eq!(Verified::from_row(now(vector), &row), Ok(verified), "{}", vector["name"]);
+        for cut in 0..row.len() {
+            assert!(Verified::from_row(now(vector), &row[..cut]).is_err());
+        }
+        let late = Timestamp { monotonic_ms: 0, wall_ms: record.expires_ms() };
+        assert!(matches!(Verified::from_row(late, &row), Err(MergeError::Expired { .. })));
     }
 }
 

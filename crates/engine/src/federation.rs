@@ -5,11 +5,11 @@ mod catch_up;
 mod records;
 
 use crate::{
-    input::Input,
+    input::{Input, Stored},
     item::{ACT, Item, ItemError, KEY_LOG},
     output::{Output, Refusal, RosterChange, Stats, Table, Verdict, WelcomeError},
 };
-use kos_directory::{Authors, Directory, Slot, liveness, reconcile::Set};
+use kos_directory::{Authors, Directory, Health, Slot, liveness, reconcile::Set};
 use kos_governance::{
     act::{Act, Action, Role},
     acts::{ActError, Acts, Inserted},
@@ -118,6 +118,7 @@ impl Federation {
             stats: Stats::default(),
         };
         federation.tell_members(now);
+        federation.directory.set_health(me, Health::Alive);
         federation
     }
 
@@ -175,11 +176,11 @@ impl Federation {
         if !matches!(table, Table::Genesis | Table::Acts | Table::KeyLogs) {
             self.refresh();
         }
-        if table == Table::Secret {
-            return self.take_secret(bytes, Origin::Store).map(|_| ());
-        }
-        if table != Table::Genesis {
-            self.take(now, bytes, Origin::Store)?;
+        match table {
+            Table::Genesis => {}
+            Table::Secret => drop(self.take_secret(bytes, Origin::Store)?),
+            Table::Records => drop(self.restore_record(now, Stored::read(now, bytes)?)?),
+            Table::Acts | Table::KeyLogs | Table::Unknown => drop(self.take(now, bytes, Origin::Store)?),
         }
         Ok(())
     }
@@ -257,7 +258,7 @@ impl Federation {
                     cbor::decode_canonical(&item.body, ITEM_BYTES_MAX).map_err(ItemError::from)?;
                 self.take_key_log(now, &KeyLog::parse(&list)?, origin)
             }
-            _ if item.is_record() => self.take_record(now, item, origin),
+            _ if item.is_record() => self.take_record(now, &item),
             _ => self.take_unknown(bytes, origin),
         }
     }
@@ -378,7 +379,7 @@ impl Federation {
     fn deadline_reached(&mut self, now: Timestamp) {
         Arc::make_mut(&mut self.acts).expire_held(now);
         let expired = self.directory.expire(now);
-        self.drop_records(expired);
+        self.drop_records(now, expired);
         if self.roster.next_lapse_ms().is_some_and(|lapse_ms| lapse_ms <= now.wall_ms) {
             self.outdate(now);
         } else {
@@ -446,7 +447,7 @@ impl Federation {
                 self.outputs.push_back(Output::RosterChanged(change));
             }
             let orphaned = self.directory.retain(&RosterAuthors(&self.roster), &gone);
-            self.drop_records(orphaned);
+            self.drop_records(now, orphaned);
         }
         if self.running {
             self.plan(now);

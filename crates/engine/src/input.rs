@@ -7,7 +7,7 @@ use crate::{
 use kos_directory::{Claim, Entry, MergeError, Verified, liveness};
 use kos_governance::act::Act;
 use kos_protocol::{
-    id::{FederationId, MemberId, ObjectId},
+    id::{MemberId, ObjectId},
     key::PublicKey,
     key_log::KeyLog,
     object::Signed,
@@ -49,13 +49,8 @@ impl Stored {
     ///
     /// # Errors
     /// [`Refusal`]: damaged, or out of date; it may be forgotten.
-    pub fn read(now: Timestamp, federation: FederationId, bytes: &[u8]) -> Result<Self, Refusal> {
-        Self::of(now, federation, Item::parse(bytes)?)
-    }
-
-    pub(crate) fn of(now: Timestamp, federation: FederationId, item: Item) -> Result<Self, Refusal> {
-        let claim = Claim::parse(federation, &item.kind, item.body.into_vec())?;
-        Ok(Self(claim.trust(now)?))
+    pub fn read(now: Timestamp, bytes: &[u8]) -> Result<Self, Refusal> {
+        Ok(Self(Verified::from_row(now, bytes)?))
     }
 }
 

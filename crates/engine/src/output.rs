@@ -26,7 +26,7 @@ pub enum Table {
     KeyLogs,
     /// The discovery secret, one. Secret.
     Secret,
-    /// Records by slot, as items. Peers can give them again.
+    /// Records by slot, as [`crate::Stored`] reads them. Peers can give them again.
     Records,
     /// Items of unknown kinds by hash. Peers can give them again.
     Unknown,
@@ -79,13 +79,15 @@ pub enum Output {
     DirectoryChanged(Vec<Slot>),
     /// Move to the topics of the new secret, and give it to every active member in reach, inside sessions.
     SecretChanged,
-    /// Draw 32 random bytes, sign [`Federation::draft_secret`], hand it to [`Federation::secret_drawn`].
+    /// Draw 32 random bytes, sign [`Federation::draft_secret`], hand it in as [`crate::Input::Secret`].
     DrawSecret,
     /// Draft, sign and hand in this act: it records a member's new key. A draft that is refused was overtaken by
     /// other news: leave it.
     RecordRotation(Action),
     /// Send a heartbeat (`kos.alive`) to a linked member and say what became of it.
     Heartbeat(MemberId),
+    /// Send a linked member the heartbeat (`kos.alive`) that says it is no watcher any more.
+    Release(MemberId),
     /// Try to reach a member, by whatever way, and say what came of it.
     Probe(MemberId),
     /// Sign and publish a `SuspectRecord` with these fields.

@@ -5,11 +5,8 @@ use crate::{
     runtime::Runtime,
     wire::peer_of,
 };
-use kos_directory::{
-    SuspectRecord,
-    liveness::{HEARTBEAT_MS, Input as Liveness, Reached, SUSPICION_LIFE_MS},
-};
-use kos_engine::{Input, Stamp};
+use kos_directory::liveness::{HEARTBEAT_MS, Input as Liveness, Reached};
+use kos_engine::Input;
 use kos_mesh::link::To;
 use kos_protocol::{
     cbor,
@@ -75,6 +72,17 @@ impl Runtime {
         });
     }
 
+    /// The last heartbeat to a member that watches us no more. Nobody waits for what becomes of it.
+    pub(crate) fn release_watcher(&self, id: &FederationId, to: &MemberId) {
+        let Some(key) = self.key_of_member(id, to) else { return };
+        let (runtime, to) = (self.clone(), To { federation: *id, key });
+        tokio::spawn(async move {
+            let params = cbor::encode(&Alive { period_ms: 0 });
+            let head = Head { intent: ALIVE.to_owned(), params: params.into(), ..Head::default() };
+            let _ = tokio::time::timeout(HEARTBEAT_TIMEOUT, runtime.0.links.ask(to, &head, &[], 0)).await;
+        });
+    }
+
     pub(crate) fn probe(&self, id: &FederationId, member: MemberId) {
         let Some(key) = self.key_of_member(id, &member) else { return };
         let (runtime, to) = (self.clone(), To { federation: *id, key });
@@ -99,12 +107,9 @@ impl Runtime {
         let (state, now) = (&self.0.state, self.0.state.now());
         let identity = state.identity();
         let published = state.with(id, |federation| {
-            let slot = subject.to_string();
-            let Stamp { author, key_seq, seq, time_ms, expires_ms } =
-                federation.stamp::<SuspectRecord>(now, &slot, SUSPICION_LIFE_MS, state.greatest_record());
-            let since_ms = since_ms.map(|since_ms| since_ms.min(time_ms));
-            let record =
-                SuspectRecord { author, key_seq, subject, seq, time_ms, expires_ms, subject_seq, since_ms };
+            let about = (subject, subject_seq);
+            let record = federation.draft_suspicion(now, about, since_ms, state.greatest_record());
+            let seq = record.seq;
             let record = Signed::sign(record, Scope::Federation(*id), identity.secret())
                 .map_err(|error| error.to_string())?;
             let verdict = federation.handle(now, Input::Published((&record).into()));

@@ -107,6 +107,7 @@ impl Runtime {
                     }
                 }
                 Output::Heartbeat(to) => self.send_heartbeat(id, &to),
+                Output::Release(to) => self.release_watcher(id, &to),
                 Output::Probe(member) => self.probe(id, member),
                 Output::Suspect { subject, subject_seq, since_ms } => {
                     self.publish_suspicion(id, subject, subject_seq, since_ms);

@@ -36,7 +36,7 @@ pub fn is_replay_safe(intent: &str) -> bool {
 /// The head of an [`ALIVE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Alive {
-    /// When the next one is due, in milliseconds.
+    /// When the next one is due, in milliseconds; 0: the callee is to wait for no more.
     pub period_ms: u64,
 }
 

@@ -79,7 +79,7 @@ fn read_records(
     let mut batch = Vec::with_capacity(BATCH);
     let (start, end) = ((*id.as_bytes(), keys.start), (*id.as_bytes(), keys.end));
     for row in index.range(INDEX_ITEMS, start..end)? {
-        match Stored::read(now, id, &row?.1) {
+        match Stored::read(now, &row?.1) {
             Ok(stored) => batch.push(stored),
             Err(refusal) => tracing::debug!(%refusal, "a record was not restored"),
         }

@@ -37,7 +37,7 @@ pub const INDEX_ITEMS: Table<([u8; 32], Vec<u8>), [u8]> = Table::new("items");
 pub const ADDRESS_BOOK: Table<str, [u8]> = Table::new("address_book");
 
 /// The version of the index's tables.
-pub const INDEX_VERSION: u32 = 1;
+pub const INDEX_VERSION: u32 = 2;
 
 /// What leads from each version of the ledger to the next.
 const MIGRATIONS: &[Migration] = &[Migration {

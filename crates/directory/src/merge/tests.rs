@@ -307,10 +307,10 @@ fn weather(author: u8, slot: String, seq: u64) -> WeatherRecord {
 #[test]
 fn a_kind_of_a_later_version_is_judged_like_any_other_and_kept() {
     let mut directory = Directory::new(FEDERATION);
-    let Ok(Merged::New(record)) = merge(&mut directory, weather(1, "peer".to_owned(), 1)) else {
+    let Ok(Merged::New(verified)) = merge(&mut directory, weather(1, "peer".to_owned(), 1)) else {
         panic!("new")
     };
-    let slot = record.slot();
+    let slot = verified.record().slot();
     assert_eq!(directory.get(slot).unwrap().content(), &Content::Unknown);
     assert_eq!(directory.get(slot).unwrap().bytes(), signed(weather(1, "peer".to_owned(), 1)));
     assert_eq!(merge(&mut directory, weather(1, "x".repeat(65), 1)), Err(MergeError::Content("slot")));
@@ -321,16 +321,35 @@ fn a_kind_of_a_later_version_is_judged_like_any_other_and_kept() {
 }
 
 #[test]
+fn of_more_records_than_fit_all_keep_the_same() {
+    let records: Vec<_> = (0..RECORDS_PER_AUTHOR_MAX + 40)
+        .map(|n| signed(WeatherRecord { time_ms: T0 - n as u64 % 7, ..weather(1, n.to_string(), 1) }))
+        .collect();
+    let kept = |order: &mut dyn Iterator<Item = &Vec<u8>>| {
+        let mut directory = Directory::new(FEDERATION);
+        for bytes in order {
+            let _ = directory.merge(now(), Source::Own, "weather-record", bytes, &Roster::of([1]));
+        }
+        assert_eq!(directory.stats().records, RECORDS_PER_AUTHOR_MAX);
+        directory.ids().copied().collect::<Vec<_>>()
+    };
+    assert_eq!(kept(&mut records.iter()), kept(&mut records.iter().rev()));
+}
+
+#[test]
 fn one_member_cannot_fill_the_directory() {
     let mut directory = Directory::new(FEDERATION);
     for n in 0..RECORDS_PER_AUTHOR_MAX {
         merge(&mut directory, weather(1, n.to_string(), 1)).unwrap();
     }
-    assert_eq!(merge(&mut directory, node(1, 1)), Err(MergeError::Quota { author: member(1) }));
+    let older = WeatherRecord { time_ms: T0 - 1, ..weather(1, "more".to_owned(), 1) };
+    assert_eq!(merge(&mut directory, older), Err(MergeError::Quota { author: member(1) }));
+    assert!(merge(&mut directory, node(1, 1)).is_ok(), "a node is worth more than the weather");
+    assert_eq!((directory.stats().records, directory.take_evicted().len()), (RECORDS_PER_AUTHOR_MAX, 1));
     assert!(matches!(merge(&mut directory, weather(1, "0".to_owned(), 2)), Ok(Merged::New(_))));
     assert!(matches!(merge(&mut directory, node(2, 1)), Ok(Merged::New(_))));
     let refused = &directory.accounts().iter().next().unwrap().1.refused;
-    assert_eq!(refused.get("record_quota"), Some(&1), "held against its author");
+    assert_eq!(refused.get("record_quota"), Some(&2), "held against its author");
     directory.accounts = Accounts::holding(RECORDS_BYTES_MAX);
     assert_eq!(merge(&mut directory, node(3, 1)), Err(MergeError::Full));
 }
@@ -396,12 +415,12 @@ proptest! {
         let mut shuffled: Vec<_> = records.iter().zip(&order).collect();
         shuffled.sort_by_key(|(_, place)| **place);
         let (mut one, mut other) = (Directory::new(FEDERATION), Directory::new(FEDERATION));
-        for bytes in &records {
-            one.merge(now(), Source::Heard, "weather-record", bytes, &Roster::of(1..4)).unwrap();
-        }
-        for (bytes, _) in shuffled {
-            other.merge(now(), Source::Heard, "weather-record", bytes, &Roster::of(1..4)).unwrap();
-        }
+        let merge = |directory: &mut Directory, bytes: &Vec<u8>| {
+            let merged = directory.merge(now(), Source::Heard, "weather-record", bytes, &Roster::of(1..4));
+            merged.is_ok() || matches!(merged, Err(MergeError::Equivocation { .. }))
+        };
+        prop_assert!(records.iter().all(|bytes| merge(&mut one, bytes)));
+        prop_assert!(shuffled.into_iter().all(|(bytes, _)| merge(&mut other, bytes)));
         prop_assert!(one.records().eq(other.records()));
         prop_assert!(one.ids().eq(other.ids()));
         prop_assert!(one.ids().all(|id| one.get_by_id(id).unwrap().id() == *id));

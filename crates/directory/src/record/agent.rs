@@ -3,15 +3,14 @@
 use super::{Entry, Header, check, is_word};
 use crate::merge::MergeError;
 use kos_protocol::{
-    cbor,
     id::{AgentId, FederationId, MemberId},
     key::PublicKey,
     limits::{CLOCK_SKEW_MS_MAX, DESCRIPTION_BYTES_MAX, RECORD_BYTES_MAX, RECORD_CAPABILITIES_MAX},
-    object::{Object, Scope, Unverified, open_envelope},
+    object::{Object, Scope, Unverified},
     text::is_display_safe,
 };
 use serde::{Deserialize, Serialize};
-use serde_bytes::{ByteArray, ByteBuf};
+use serde_bytes::ByteBuf;
 
 /// Something an agent can do, with the version of how it does it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -87,26 +86,14 @@ impl AgentRecord {
         check(is_word(&self.protocol), "protocol")
     }
 
-    /// The key in its certificate, if it has one, checked with the author's `key`; costs a signature check. Without a key
-    /// all of that counts as checked.
+    /// The key in its certificate, if it has one, checked with the author's `key`; costs a signature check.
     pub(super) fn certified_key(
         &self,
         federation: FederationId,
-        key: Option<&PublicKey>,
+        key: &PublicKey,
     ) -> Result<Option<[u8; 32]>, MergeError> {
-        /// What is asked of a certificate that was checked before. To check that the key is one takes as long as all the
-        /// rest of reading a record.
-        #[derive(Deserialize)]
-        struct Known {
-            agent_key: ByteArray<32>,
-        }
         let Some(bytes) = &self.cert else { return Ok(None) };
         let fault = MergeError::BadCert { author: self.author };
-        let Some(key) = key else {
-            let (payload, _) = open_envelope(bytes, AgentCert::BYTES_MAX).map_err(|_| fault)?;
-            let known: Known = cbor::decode_again(payload)?;
-            return Ok(Some(known.agent_key.into_array()));
-        };
         let Ok(cert) = Unverified::<AgentCert>::parse(bytes, Scope::Federation(federation)) else {
             return Err(fault);
         };

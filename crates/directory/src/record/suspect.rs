@@ -1,7 +1,7 @@
 //! Suspicions: what a watcher says of a member that it lost. The rules are in [`crate::liveness`].
 
 use super::{Entry, Header, as_text, check};
-use crate::merge::MergeError;
+use crate::{liveness::SUSPICION_LIFE_MS, merge::MergeError};
 use kos_protocol::{id::MemberId, limits::RECORD_BYTES_MAX, object::Object};
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +21,8 @@ pub struct SuspectRecord {
     pub time_ms: u64,
     /// As in [`Header`].
     pub expires_ms: u64,
-    /// The sequence number of the subject's newest node record that the watcher knows; a newer one refutes.
+    /// The sequence number of the subject's newest node record that the watcher knows, at most `time_ms`; a newer one
+    /// refutes.
     pub subject_seq: u64,
     /// Since when nothing was heard, in wall milliseconds; none where the suspicion is withdrawn.
     #[serde(deserialize_with = "Option::deserialize")]
@@ -44,6 +45,9 @@ impl Entry for SuspectRecord {
 impl SuspectRecord {
     pub(super) fn check(&self) -> Result<(), MergeError> {
         check(self.subject != self.author, "slot")?;
+        // A number that no record of the subject can have yet could not be refuted.
+        check(self.subject_seq <= self.time_ms, "subject_seq")?;
+        check(self.expires_ms.saturating_sub(self.time_ms) <= SUSPICION_LIFE_MS, "expires_ms")?;
         check(self.since_ms.is_none_or(|since_ms| since_ms <= self.time_ms), "since_ms")
     }
 }

@@ -3,7 +3,7 @@
 use super::Federation;
 use crate::output::Output;
 use kos_directory::{
-    Content, Record,
+    Content, Record, Slot,
     liveness::{Input, Liveness, Output as Order},
 };
 use kos_protocol::time::Timestamp;
@@ -20,6 +20,7 @@ impl Federation {
         while let Some(order) = self.liveness.poll_output() {
             let output = match order {
                 Order::Heartbeat { to } => Output::Heartbeat(to),
+                Order::Release { to } => Output::Release(to),
                 Order::Probe(member) => Output::Probe(member),
                 Order::Suspect { subject, subject_seq, since_ms } => {
                     Output::Suspect { subject, subject_seq, since_ms }
@@ -40,6 +41,13 @@ impl Federation {
     pub(super) fn tell_members(&mut self, now: Timestamp) {
         let members = self.roster.active().map(|member| member.id).collect();
         self.feed(now, Input::Members(Arc::new(members)));
+    }
+
+    /// A suspicion that is over, or was never to be there, is none any more.
+    pub(super) fn forget_suspicion(&mut self, now: Timestamp, slot: &Slot) {
+        let Ok(subject) = slot.name.parse() else { return };
+        let (by, subject_seq, time_ms) = (slot.author, 0, 0);
+        self.feed(now, Input::Suspicion { by, subject, subject_seq, time_ms, since_ms: None });
     }
 
     /// What a record that was taken says about the living.

@@ -6,7 +6,10 @@ use crate::{
     item::{Item, Piece, is_record},
     output::{Output, Refusal, Stamp, Table, Verdict},
 };
-use kos_directory::{AgentRecord, Claim, Directory, Entry, Kind, Merged, Slot, Source};
+use kos_directory::{
+    AgentRecord, Claim, Directory, Entry, Kind, Merged, Slot, Source, SuspectRecord,
+    liveness::SUSPICION_LIFE_MS,
+};
 use kos_protocol::{id::MemberId, time::Timestamp};
 
 impl Federation {
@@ -43,15 +46,7 @@ impl Federation {
         Ok(self.merged(now, merged, Origin::Outside))
     }
 
-    pub(super) fn take_record(
-        &mut self,
-        now: Timestamp,
-        item: Item,
-        origin: Origin,
-    ) -> Result<Verdict, Refusal> {
-        if origin == Origin::Store {
-            return self.restore_record(now, Stored::of(now, self.id(), item)?);
-        }
+    pub(super) fn take_record(&mut self, now: Timestamp, item: &Item) -> Result<Verdict, Refusal> {
         let authors = RosterAuthors(&self.roster);
         let merged = self.directory.merge(now, Source::Heard, &item.kind, &item.body, &authors)?;
         Ok(self.merged(now, merged, Origin::Outside))
@@ -70,12 +65,14 @@ impl Federation {
     }
 
     fn merged(&mut self, now: Timestamp, merged: Merged, origin: Origin) -> Verdict {
-        let Merged::New(record) = merged else { return Verdict::Known };
-        self.tell_of(now, &record);
+        let Merged::New(verified) = merged else { return Verdict::Known };
+        let record = verified.record();
+        self.tell_of(now, record);
+        let evicted = self.directory.take_evicted();
+        self.drop_records(now, evicted);
         if origin == Origin::Outside {
             let slot = record.slot().clone();
-            let item = Item::new(record.kind().as_str(), record.bytes()).to_bytes();
-            self.persist(Table::Records, &slot_key(&slot), item);
+            self.persist(Table::Records, &slot_key(&slot), verified.to_row());
             self.outputs.push_back(Output::DirectoryChanged(vec![slot.clone()]));
             if slot.author == self.me && self.published.contains_key(&slot) {
                 self.outputs.push_back(Output::SeenMyself(slot));
@@ -87,22 +84,27 @@ impl Federation {
     pub(super) fn published(&mut self, now: Timestamp, own: &Published<'_>) -> Result<Verdict, Refusal> {
         let authors = RosterAuthors(&self.roster);
         let merged = self.directory.merge(now, Source::Own, own.kind, own.bytes, &authors)?;
-        let Merged::New(record) = merged else { return Ok(Verdict::Known) };
-        self.tell_of(now, &record);
+        let Merged::New(verified) = merged else { return Ok(Verdict::Known) };
+        let record = verified.record();
+        self.tell_of(now, record);
+        let evicted = self.directory.take_evicted();
+        self.drop_records(now, evicted);
         let slot = record.slot().clone();
         self.published.insert(slot.clone(), (own.seq, own.id));
-        let item = Item::new(own.kind, own.bytes).to_bytes();
-        self.persist(Table::Records, &slot_key(&slot), item.clone());
+        self.persist(Table::Records, &slot_key(&slot), verified.to_row());
         if record.kind().is_global() {
-            self.outputs.push_back(Output::Broadcast(item));
+            self.outputs.push_back(Output::Broadcast(Item::new(own.kind, own.bytes).to_bytes()));
         }
         self.outputs.push_back(Output::DirectoryChanged(vec![slot]));
         Ok(Verdict::New)
     }
 
-    pub(super) fn drop_records(&mut self, slots: Vec<Slot>) {
+    pub(super) fn drop_records(&mut self, now: Timestamp, slots: Vec<Slot>) {
         if slots.is_empty() {
             return;
+        }
+        for slot in slots.iter().filter(|slot| slot.kind == Kind::Suspect) {
+            self.forget_suspicion(now, slot);
         }
         let forget = |slot: &Slot| Output::Forget { table: Table::Records, key: slot_key(slot) };
         self.outputs.extend(slots.iter().map(forget));
@@ -116,12 +118,41 @@ impl Federation {
         let kind = Kind::parse(T::KIND).expect("the name of a kind is a word");
         let slot = Slot { author: self.me, kind, name: name.into() };
         let last = self.published.get(&slot).map_or(0, |(seq, _)| seq.saturating_add(1));
+        // A refutation is above what it refutes.
+        let accused = if slot.kind == Kind::Node { self.liveness.accused_seq().saturating_add(1) } else { 0 };
+        let seen = self.directory.next_seq(now, &slot);
+        // Numbers from a time when the clock was far ahead: others have refused them, and would refuse the next.
+        let floors = [seen, last, greatest.saturating_add(1), accused];
+        let floor = floors.into_iter().filter(|seq| now.allows(*seq)).max().unwrap_or(0);
         Stamp {
             author: self.me,
             key_seq: self.key_seq(),
-            seq: self.directory.next_seq(now, &slot).max(last).max(greatest.saturating_add(1)),
+            seq: floor.max(now.wall_ms),
             time_ms: now.wall_ms,
             expires_ms: now.wall_ms.saturating_add(life_ms),
+        }
+    }
+
+    /// What [`Output::Suspect`] asks for, to be signed and handed in as [`crate::Input::Published`].
+    pub fn draft_suspicion(
+        &self,
+        now: Timestamp,
+        (subject, subject_seq): (MemberId, u64),
+        since_ms: Option<u64>,
+        greatest: u64,
+    ) -> SuspectRecord {
+        let Stamp { author, key_seq, seq, time_ms, expires_ms } =
+            self.stamp::<SuspectRecord>(now, &subject.to_string(), SUSPICION_LIFE_MS, greatest);
+        SuspectRecord {
+            author,
+            key_seq,
+            subject,
+            seq,
+            // The subject's clock may be ahead of ours, and nobody believes in records of the future.
+            time_ms: time_ms.max(subject_seq),
+            expires_ms,
+            subject_seq,
+            since_ms: since_ms.map(|since_ms| since_ms.min(time_ms)),
         }
     }
 
