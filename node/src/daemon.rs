@@ -9,7 +9,10 @@ use crate::{
     log, os,
 };
 use kos_mesh::link::Caller;
-use kos_protocol::message::{End, Head, Status};
+use kos_protocol::{
+    id::AgentId,
+    message::{End, Head, Status},
+};
 use kos_shell::tables::SETTINGS;
 use kos_shell::{
     Answering, App, AuditEvent, Change, IdentityError, NodeRole, Options, Runtime, Secrets, StartError,
@@ -327,7 +330,8 @@ impl App for NodeApp {
         let daemon =
             self.daemon().ok_or_else(|| End::because(Status::Unavailable, "the node is starting"))?;
         let role = caller.member.and_then(|member| daemon.runtime.role_of(&caller.federation, &member));
-        let admitted = daemon.agents.admit(caller.member.zip(role), head)?;
+        let contracts_of = |agent: &AgentId| daemon.runtime.contracts_of_agent(&caller.federation, agent);
+        let admitted = daemon.agents.admit(caller.member.zip(role), head, contracts_of)?;
         Ok(Box::new(|request| Box::pin(admitted.answer(request))))
     }
 

@@ -272,15 +272,19 @@ codes! {
     BadContract "KAI-AGENT-0009" Usage 400 "this is not the contract of a service"
         "The line, the column and the key of the first fault are above. `SPEC.md` §9.16 says what a contract may hold." None;
 
+    NoSuchService "KAI-AGENT-0010" NotFound 404 "there is no such service"
+        "Nobody in the federation has published a service of this name, or not the member named." Some("kai find kind:service");
+
     CallDenied "KAI-CALL-0001" NotAllowed 403 "the call was denied"
         "The agent's owner does not let this node call it, or not in this way. The owner sets who may with \
          `calls.default` and `calls.agents`." None;
     CallNotFound "KAI-CALL-0002" NotFound 404 "the other node has no such agent"
-        "It was stopped, or the name is wrong." Some("kai agent list --all");
+        "It was stopped, or the name is wrong; or the contract of its service has no such call." Some("kai agent list --all");
     CallInvalid "KAI-CALL-0003" Usage 400 "the other node does not take this request"
-        "A method, a path or a header is one that is never passed on." None;
+        "A method, a path or a header is one that is never passed on; or the contract of a service describes the body, or \
+         asks for an idempotency key, in another way." None;
     CallTooLarge "KAI-CALL-0004" Failed 413 "the request is above a limit"
-        "Heads have limits, bodies do not: send large things in the body." None;
+        "Heads have limits; bodies have none, but where the contract of a service has a schema for them." None;
     CallRateLimited "KAI-CALL-0005" Failed 429 "too many calls"
         "The other node takes no more from this one for the moment." None;
     CallTimeout "KAI-CALL-0006" TimedOut 504 "the call took too long"
@@ -302,6 +306,10 @@ codes! {
     CallUnknown "KAI-CALL-0013" Failed 502 "nobody knows whether the call was executed"
         "It was sent, and then the connection or the other node broke off. With an idempotency key the other node does \
          not execute it again under that key; look there whether it was done, and call with a new key if it was not." None;
+
+    NoServiceRoute "KAI-CALL-0014" Failed 502 "no route of the service fits"
+        "The members that offer it are down, cannot be reached, or have no version in the range. Each route that was \
+         looked at is named above, with the reason." Some("kai find kind:service");
 
     AuditBroken "KAI-AUDIT-0001" Failed 409 "the audit log was tampered with"
         "Each entry is signed and names the one before. An entry was altered, removed, or put in another place." None;

@@ -1,6 +1,6 @@
 //! What a service promises: its calls, who may make them, and who answers when it does not. SPEC §9.16.
 //!
-//! A contract is checked by [`Contract::check`], the same where it is published and where it comes from a peer; the
+//! A contract is checked by [`Contract::check_by`], the same where it is published and where it comes from a peer; the
 //! check costs time in proportion to the contract, whatever its schemas stand for. [`Checked`] then holds calls against it,
 //! [`choose`] finds the route of a call, and [`parse_file`] reads what people write.
 //!
@@ -28,7 +28,7 @@ pub use validator::{Checked, Violation};
 
 use kos_protocol::{
     cbor,
-    id::{AgentId, InvalidName, check_name},
+    id::{AgentId, InvalidName, MemberId, check_name},
     limits::{
         CONTRACT_BYTES_MAX, CONTRACT_FALLBACKS_MAX, CONTRACT_METHODS_MAX, CONTRACT_TAGS_MAX,
         DESCRIPTION_BYTES_MAX, NAME_BYTES_MAX,
@@ -210,6 +210,9 @@ pub enum Fault {
     /// Something that is there already.
     #[error("`{0}` is there twice")]
     Twice(String),
+    /// A fallback that is the contract's own route.
+    #[error("`{0}` is the route of the contract itself")]
+    OwnRoute(Route),
     /// Not in the order that makes its encoding the only one.
     #[error("not in ascending order, or one of them is there twice")]
     Order,
@@ -269,6 +272,19 @@ impl Contract {
             return Err(fault("", Fault::TooLarge { size_bytes }));
         }
         Ok(Checked::new(self.clone(), methods))
+    }
+
+    /// As [`Contract::check`], of a contract that this member publishes: no fallback is its own route.
+    ///
+    /// # Errors
+    /// [`ContractError`]: the first fault, with its place.
+    pub fn check_by(&self, author: MemberId) -> Result<Checked, ContractError> {
+        let checked = self.check()?;
+        let own = Route { agent: self.agent.clone(), member: author };
+        match self.fallbacks.iter().position(|route| *route == own) {
+            Some(at) => Err(fault(&format!("fallbacks[{at}]"), Fault::OwnRoute(own))),
+            None => Ok(checked),
+        }
     }
 
     /// Whether its version is in a range, as Cargo reads ranges: `^1.2`, `>=1, <3`; a pre-release only where the range

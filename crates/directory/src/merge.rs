@@ -504,6 +504,20 @@ impl Directory {
         }
     }
 
+    /// Whether an agent of a member is known to be gone: its record is a tombstone. One that was never heard of is not.
+    pub fn is_withdrawn(&self, member: MemberId, agent: &AgentId) -> bool {
+        let slot = Slot { author: member, kind: Kind::Agent, name: agent.to_string().into() };
+        self.get(&slot).is_some_and(|record| matches!(record.content(), Content::Agent(None)))
+    }
+
+    /// The contract of one service of one member.
+    pub fn service(&self, member: MemberId, name: &str) -> Option<&Checked> {
+        match self.get(&Slot { author: member, kind: Kind::Service, name: name.into() })?.content() {
+            Content::Service(contract) => contract.as_ref(),
+            _ => None,
+        }
+    }
+
     /// The contracts of the services of one member, by name; tombstones left out.
     pub fn services_of(&self, member: MemberId) -> impl Iterator<Item = &Checked> {
         self.records_of(member).filter_map(|record| match record.content() {

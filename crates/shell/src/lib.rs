@@ -28,6 +28,7 @@ mod query;
 mod restore;
 mod runtime;
 mod serve;
+mod services;
 mod state;
 mod sync;
 mod views;
@@ -47,6 +48,7 @@ pub use options::{NodeRole, Options};
 pub use publish::{AgentOffer, PublishFailed, Receipts};
 pub use query::{AuthorStats, DirectoryStats, Found, Hit, RecordError, Shown};
 pub use runtime::{Runtime, StartError, restore_member as restore};
+pub use services::{Failed, NoRoute, PassedOver, ServiceRoute, Wanted};
 pub use views::{
     AgentInfo, FederationInfo, LinkInfo, Me, MemberInfo, PathTried, PingFailed, PingReport, RelayInfo,
     ResolveError, Status, Target,

@@ -17,7 +17,7 @@ use kos_mesh::{Multiaddr, Snapshot, multiaddr::Protocol as Part};
 use kos_protocol::{
     id::{AgentId, FederationId, MemberId, ObjectId, sha256},
     key::{PublicKey, SecretKey},
-    limits::{ADDRESSES_MAX, RECORD_LIFE_MS_MAX},
+    limits::{ADDRESSES_MAX, NAME_BYTES_MAX, RECORD_LIFE_MS_MAX},
     object::{Scope, Signed},
 };
 use kos_store::Batch;
@@ -84,6 +84,9 @@ pub enum PublishFailed {
     /// The directory does not take it.
     #[error(transparent)]
     Directory(#[from] kos_engine::PublishError),
+    /// There is none to be withdrawn.
+    #[error("this node has published no service `{0}`")]
+    NoService(String),
     /// An agent's key could not be made or kept.
     #[error("no key for the agent: {0}")]
     Key(String),
@@ -259,7 +262,37 @@ impl Runtime {
         contract: Contract,
         enough: usize,
     ) -> Result<Receipts, PublishFailed> {
-        let (record, item) = self.sign_service(id, contract)?;
+        let (name, contract) = (contract.name.clone(), Some(contract));
+        let signed = self.sign_service(id, name, contract)?;
+        Ok(self.store_service(id, signed, enough).await)
+    }
+
+    /// Withdraws a service of ours: publishes a tombstone in its place, and waits as [`Runtime::publish_service`] does.
+    ///
+    /// # Errors
+    /// [`PublishFailed`].
+    pub async fn withdraw_service(
+        &self,
+        id: &FederationId,
+        name: &str,
+        enough: usize,
+    ) -> Result<Receipts, PublishFailed> {
+        let own = self.0.state.identity().member();
+        let is_there =
+            |federation: &mut kos_engine::Federation| federation.directory().service(own, name).is_some();
+        if !self.0.state.with(id, is_there).ok_or(PublishFailed::NotInFederation)? {
+            return Err(PublishFailed::NoService(kos_protocol::text::shown(name, NAME_BYTES_MAX)));
+        }
+        let signed = self.sign_service(id, name.to_owned(), None)?;
+        Ok(self.store_service(id, signed, enough).await)
+    }
+
+    async fn store_service(
+        &self,
+        id: &FederationId,
+        (record, item): (ObjectId, Vec<u8>),
+        enough: usize,
+    ) -> Receipts {
         let asked = self.linked_members(id).len();
         let keys = self.store_at(id, vec![item], enough).await;
         let stored_by = self.0.state.with(id, |federation| {
@@ -268,20 +301,21 @@ impl Runtime {
             };
             keys.iter().filter_map(name).collect()
         });
-        Ok(Receipts { record, asked, stored_by: stored_by.unwrap_or_default() })
+        Receipts { record, asked, stored_by: stored_by.unwrap_or_default() }
     }
 
-    /// Signs a service's record and takes it in; returns its id, and the item to be pushed.
+    /// Signs a service's record, without a contract a tombstone, and takes it in; returns its id, and the item to be
+    /// pushed.
     fn sign_service(
         &self,
         id: &FederationId,
-        contract: Contract,
+        name: String,
+        contract: Option<Contract>,
     ) -> Result<(ObjectId, Vec<u8>), PublishFailed> {
         let (state, now, identity) = (&self.0.state, self.0.state.now(), self.0.state.identity());
         let signed = state.with(id, |federation| {
             let Stamp { author, key_seq, seq, time_ms, expires_ms } =
-                federation.stamp::<ServiceRecord>(now, &contract.name, LIFE_MS, state.greatest_record());
-            let (name, contract) = (contract.name.clone(), Some(contract));
+                federation.stamp::<ServiceRecord>(now, &name, LIFE_MS, state.greatest_record());
             let record = ServiceRecord { author, key_seq, name, seq, time_ms, expires_ms, contract };
             let record = Signed::sign(record, Scope::Federation(*id), identity.secret())?;
             federation.handle(now, Input::Published((&record).into())).published()?;
@@ -304,7 +338,7 @@ impl Runtime {
             })
             .unwrap_or_default();
         for contract in contracts {
-            self.sign_service(id, contract)?;
+            self.sign_service(id, contract.name.clone(), Some(contract))?;
         }
         Ok(())
     }

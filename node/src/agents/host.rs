@@ -1,6 +1,10 @@
 //! The agents of this node: which there are, which run, who may call them.
 
-use super::{Agent, Call, HttpBridge, Sentinel};
+use super::{
+    Agent, Call, HttpBridge, Sentinel, lock,
+    shares::{Bounds, Share, Shares},
+    terms::{Checks, NotPassed, Terms},
+};
 use crate::config::Calls;
 use futures::FutureExt;
 use kos_agents::{
@@ -10,6 +14,7 @@ use kos_agents::{
     registry::{Desired, InvalidRegistry, Registry, RegistryError},
     supervisor::{self, Condition, Config, Input, Output, Run, Supervisor},
 };
+use kos_directory::contract::Checked;
 use kos_governance::act::Role;
 use kos_mesh::link::Request;
 use kos_protocol::{
@@ -23,7 +28,7 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{sync::Notify, time::Instant};
@@ -37,6 +42,12 @@ pub const CALLS_PER_MEMBER_MAX: usize = 64;
 pub const CALLS_RESERVED: usize = 64;
 /// How many a member may have and still get a reserved place.
 pub const CALLS_FEW: usize = 4;
+const CALLS: Bounds = Bounds {
+    all: CALLS_PER_AGENT_MAX,
+    per_member: CALLS_PER_MEMBER_MAX,
+    reserved: CALLS_RESERVED,
+    few: CALLS_FEW,
+};
 /// When a caller that was told so may come back.
 const RETRY_AFTER_MS: u32 = 1_000;
 /// How long the resolver may take.
@@ -70,7 +81,7 @@ pub struct AgentView {
     pub condition: Option<Condition>,
 }
 
-/// A call that its owner's rules did not let through.
+/// A call that its owner's rules, or the contract of a service, did not let through.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Denial {
     /// Who called.
@@ -130,6 +141,7 @@ pub struct Host {
     launcher: Launcher,
     save: Save,
     denied: Denied,
+    checks: Checks,
     clock: Instant,
     /// The supervisor's next deadline may be another.
     wake: Notify,
@@ -149,45 +161,7 @@ struct Running {
     run: Run,
     agent: Arc<dyn Agent>,
     halt: CancellationToken,
-    places: Arc<Places>,
-}
-
-/// Calls under way, by member.
-#[derive(Default)]
-struct Places(Mutex<BTreeMap<MemberId, usize>>);
-
-struct Place {
-    places: Arc<Places>,
-    member: MemberId,
-}
-
-impl Places {
-    fn take(self: &Arc<Self>, member: MemberId) -> Option<Place> {
-        let mut taken = lock(&self.0);
-        let own = taken.get(&member).copied().unwrap_or_default();
-        let free = CALLS_PER_AGENT_MAX.saturating_sub(taken.values().sum());
-        let most = if free > CALLS_RESERVED { CALLS_PER_MEMBER_MAX } else { CALLS_FEW };
-        if own >= most || free == 0 {
-            return None;
-        }
-        taken.insert(member, own + 1);
-        Some(Place { places: self.clone(), member })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut taken = lock(&self.places.0);
-        match taken.get_mut(&self.member) {
-            Some(own) if *own > 1 => *own -= 1,
-            _ => drop(taken.remove(&self.member)),
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics half-way through a change: an agent's own panic happens outside these locks.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    places: Arc<Shares>,
 }
 
 /// A call that may go on.
@@ -196,17 +170,25 @@ pub struct Admitted {
     id: AgentId,
     member: MemberId,
     running: Running,
-    place: Place,
+    place: Share,
+    terms: Option<Terms>,
 }
 
 impl Admitted {
     /// Answers it. The call lives in this future: where it is dropped, because the member was removed or a deadline has
     /// passed, nothing of the call goes on.
     pub async fn answer(self, request: Request) {
-        let Self { host, id, member, running, place } = self;
-        let Request { head, recv, send, .. } = request;
-        let call = Call { caller: member, head, recv, send };
-        let answering = AssertUnwindSafe(running.agent.call(call)).catch_unwind();
+        let Self { host, id, member, running, place, terms } = self;
+        let Request { head, mut recv, send, .. } = request;
+        let answering = async {
+            if let Some(terms) = &terms
+                && let Err(why) = host.checks.pass(member, terms, &mut recv).await
+            {
+                return drop(send.end_unbegun(&host.not_passed(member, &id, why)).await);
+            }
+            running.agent.call(Call { caller: member, head, recv, send }).await;
+        };
+        let answering = AssertUnwindSafe(answering).catch_unwind();
         tokio::select! {
             () = running.halt.cancelled() => {}
             ended = answering => if ended.is_err() {
@@ -268,6 +250,7 @@ impl Host {
             launcher,
             save: Box::new(save),
             denied,
+            checks: Checks::new(),
             clock: Instant::now(),
             wake: Notify::new(),
             stop: CancellationToken::new(),
@@ -373,7 +356,7 @@ impl Host {
             Err(why) => return state.supervisor.handle_input(now, Input::Refused(id, run, why)),
         };
         let halt = self.stop.child_token();
-        let running = Running { run, agent: agent.clone(), halt: halt.clone(), places: Arc::default() };
+        let running = Running { run, agent: agent.clone(), halt: halt.clone(), places: Shares::new(CALLS) };
         state.running.insert(id.clone(), running);
         state.supervisor.handle_input(now, Input::Ready(id.clone(), run));
         let host = self.clone();
@@ -454,7 +437,8 @@ impl Host {
         *lock(&self.calls) = calls;
     }
 
-    /// Lets a request of a member with this role in and keeps a place for it.
+    /// Lets a request of a member with this role in and keeps a place for it. `contracts_of` gives the contracts of the
+    /// services that an agent answers; the call is held against them.
     ///
     /// # Errors
     /// What it is refused with; without a role always.
@@ -462,6 +446,7 @@ impl Host {
         self: &Arc<Self>,
         caller: Option<(MemberId, Role)>,
         head: &kos_protocol::message::Head,
+        contracts_of: impl FnOnce(&AgentId) -> Vec<Checked>,
     ) -> Result<Admitted, End> {
         let refuse = |status, text: String| Err(End::because(status, text));
         let Some((member, role)) = caller else {
@@ -487,12 +472,26 @@ impl Host {
             };
         };
         drop(state);
-        let Some(place) = running.places.take(member) else {
+        let terms = Terms::of(contracts_of(&id), role, head).inspect_err(|end| {
+            (self.denied)(Denial { caller: member, agent: id.clone(), why: end.text.clone() })
+        })?;
+        let Some(place) = running.places.take(member, 1) else {
             let text = format!("{id} has too many calls under way");
             let retry_after_ms = Some(RETRY_AFTER_MS);
             return Err(End { retry_after_ms, ..End::because(Status::RateLimited, text) });
         };
-        Ok(Admitted { host: self.clone(), id, member, running, place })
+        Ok(Admitted { host: self.clone(), id, member, running, place, terms })
+    }
+
+    /// What a call is answered with whose body did not pass.
+    fn not_passed(&self, caller: MemberId, agent: &AgentId, why: NotPassed) -> End {
+        match why {
+            NotPassed::Violated(end) => {
+                (self.denied)(Denial { caller, agent: agent.clone(), why: end.text.clone() });
+                end
+            }
+            NotPassed::NotTaken(end) => end,
+        }
     }
 }
 
@@ -520,27 +519,5 @@ async fn resolve(origin: &Origin) -> Result<Vec<IpAddr>, HostError> {
             Ok(found.map(|address| address.ip()).collect())
         }
         Named::Address(address) => Ok(vec![*address]),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whoever_fills_an_agent_others_still_reach_it() {
-        let places = Arc::new(Places::default());
-        let take = |n: u8, count: usize| -> Vec<Place> {
-            (0..count).map_while(|_| places.take(MemberId::from_bytes([n; 32]))).collect()
-        };
-        let hogs: Vec<_> = (1..=3).map(|n| take(n, CALLS_PER_AGENT_MAX)).collect();
-        assert_eq!(hogs.iter().map(Vec::len).collect::<Vec<_>>(), [CALLS_PER_MEMBER_MAX; 3]);
-        let late: Vec<_> = (4..=19).map(|n| take(n, CALLS_PER_AGENT_MAX)).collect();
-        assert!(late.iter().all(|held| held.len() == CALLS_FEW));
-        assert!(take(20, 1).is_empty(), "full");
-        drop(hogs);
-        assert_eq!(take(20, CALLS_PER_AGENT_MAX).len(), CALLS_PER_MEMBER_MAX);
-        drop(late);
-        assert!(lock(&places.0).is_empty(), "members without calls are forgotten");
     }
 }

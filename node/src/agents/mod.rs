@@ -5,6 +5,8 @@
 mod bridge;
 mod host;
 mod sentinel;
+mod shares;
+mod terms;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +19,12 @@ pub use sentinel::Sentinel;
 
 use kos_mesh::link::{Pending, RecvHalf, SendHalf};
 use kos_protocol::{id::MemberId, message::Head};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics half-way through a change: an agent's own panic happens outside these locks.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// One call: who, what, and the streams of its bodies.
 pub struct Call {

@@ -1,17 +1,14 @@
-//! Routes about agents: those of this node, those of others, calls and forwards.
+//! Routes about agents: those of this node, those of others, their services, and forwards.
 
 use super::{
-    AgentRequest, CallHead, CallRequest, Done, ForwardRequest, Reply, SCHEMA_VERSION, ServiceRequest,
-    TextRequest, node_routes::unresolved, reply,
+    AgentRequest, Done, ForwardRequest, Reply, SCHEMA_VERSION, ServiceRequest, TextRequest, WithdrawRequest,
+    node_routes::unresolved, reply,
 };
 use crate::{
     agents::{AgentView, HostError, StartBridge},
     daemon::Daemon,
     errors::{Code, Failure},
-    forward::{
-        Forward, Remote,
-        body::{Inbound, Reply as Streamed},
-    },
+    forward::{Forward, Remote},
     text,
 };
 use axum::{
@@ -23,24 +20,13 @@ use axum::{
 };
 use bytes::Bytes;
 use futures::stream;
-use http::HeaderValue;
-use kos_agents::http::{HttpReply, INTENT, Policy, Rule, Upgrade, from_client, to_client};
-use kos_mesh::link::CallError;
-use kos_protocol::{
-    id::AgentId,
-    limits::NAME_BYTES_MAX,
-    message::{End, Head, Status},
-    trace::TraceContext,
-};
+use kos_agents::http::{Policy, Rule, Upgrade};
+use kos_protocol::id::AgentId;
 use kos_shell::{AgentInfo, PublishFailed, Receipts};
 use serde::Serialize;
-use serde_bytes::ByteBuf;
 use std::sync::Arc;
 
 type Node = State<Arc<Daemon>>;
-
-/// The header of an answer that tells a call's head.
-pub const CALL_HEAD: &str = "x-kai-call";
 
 pub(super) fn router() -> Router<Arc<Daemon>> {
     Router::new()
@@ -48,7 +34,7 @@ pub(super) fn router() -> Router<Arc<Daemon>> {
         .route("/v1/agents/all", get(list_all))
         .route("/v1/agents/stop", post(stop))
         .route("/v1/services", post(publish))
-        .route("/v1/call", post(call))
+        .route("/v1/services/withdraw", post(withdraw))
         .route("/v1/forward", post(forward))
         .layer(axum::extract::DefaultBodyLimit::max(16 * 1024 * 1024))
 }
@@ -91,18 +77,33 @@ fn agent_id(text: &str) -> Result<AgentId, Failure> {
 /// Publishes a service of an agent of this node.
 async fn publish(State(daemon): Node, Json(request): Json<ServiceRequest>) -> Reply<Receipts> {
     let ServiceRequest { contract, receipts } = request;
-    contract.check().map_err(|error| Code::BadContract.because(error))?;
+    let own = daemon.runtime.me().member;
+    contract.check_by(own).map_err(|error| Code::BadContract.because(error))?;
     if !daemon.agents.offers().iter().any(|offer| offer.agent == contract.agent) {
         return Err(Code::NoSuchAgent.because(format!("{} does not run on this node", contract.agent)));
     }
     let told = format!("{} {} is published", contract.name, contract.version);
     let published = daemon.runtime.publish_service(&daemon.federation(), contract, receipts).await;
-    let receipts = published.map_err(|error| match error {
-        PublishFailed::NotInFederation => Code::NotInFederation.plain(),
-        error => Code::Internal.because(error),
-    })?;
+    let receipts = published.map_err(not_published)?;
     daemon.audit.note("config", &told);
     reply(receipts)
+}
+
+/// Withdraws a service of this node.
+async fn withdraw(State(daemon): Node, Json(request): Json<WithdrawRequest>) -> Reply<Receipts> {
+    let WithdrawRequest { name, receipts } = request;
+    let withdrawn = daemon.runtime.withdraw_service(&daemon.federation(), &name, receipts).await;
+    let receipts = withdrawn.map_err(not_published)?;
+    daemon.audit.note("config", &format!("{name} is withdrawn"));
+    reply(receipts)
+}
+
+fn not_published(error: PublishFailed) -> Failure {
+    match error {
+        PublishFailed::NotInFederation => Code::NotInFederation.plain(),
+        PublishFailed::NoService(_) => Code::NoSuchService.because(error),
+        error => Code::Internal.because(error),
+    }
 }
 
 async fn start(State(daemon): Node, Json(request): Json<AgentRequest>) -> Reply<Done> {
@@ -137,116 +138,6 @@ async fn stop(State(daemon): Node, Json(request): Json<TextRequest>) -> Reply<Do
     daemon.audit.note("config", &format!("{agent} is stopped"));
     daemon.offer_agents().await;
     reply(Done { done: true })
-}
-
-/// What a refused or failed call is reported as.
-pub(super) fn ended(end: &End) -> Failure {
-    let code = match end.status {
-        Status::Unavailable if end.text.starts_with("outcome unknown") => Code::CallUnknown,
-        Status::Denied => Code::CallDenied,
-        Status::NotFound => Code::CallNotFound,
-        Status::Invalid => Code::CallInvalid,
-        Status::TooLarge => Code::CallTooLarge,
-        Status::RateLimited => Code::CallRateLimited,
-        Status::Timeout => Code::CallTimeout,
-        Status::Unavailable => Code::CallUnavailable,
-        Status::Cancelled => Code::CallCancelled,
-        Status::Ok | Status::Internal => Code::CallInternal,
-    };
-    code.because(end)
-}
-
-fn not_called(error: &CallError) -> Failure {
-    let code = match error {
-        CallError::Stream(_) => Code::CallCutShort,
-        CallError::OutcomeUnknown(_) => Code::CallUnknown,
-        CallError::TooLarge(_) => Code::CallTooLarge,
-        CallError::Busy { .. } => Code::CallRateLimited,
-        CallError::NotInFederation => Code::NotInFederation,
-        _ => Code::MemberUnreachable,
-    };
-    code.because(error)
-}
-
-/// Calls an agent and streams its answer. An answer cut short cuts this one, so that the command notices.
-async fn call(State(daemon): Node, Json(request): Json<CallRequest>) -> Result<Response, Failure> {
-    let Called { head, body } = open_call(&daemon, request).await?;
-    let shown = serde_json::to_string(&head).map_err(|error| Code::Internal.because(error))?;
-    // Header values are ASCII; whatever else a service put into its own is escaped.
-    let shown: String = shown
-        .chars()
-        .flat_map(|c| if c.is_ascii() { vec![c] } else { c.escape_unicode().collect() })
-        .collect();
-    let mut response = Response::new(body);
-    if let Ok(value) = HeaderValue::from_str(&shown) {
-        response.headers_mut().insert(CALL_HEAD, value);
-    }
-    Ok(response)
-}
-
-/// A call that is being answered.
-pub(super) struct Called {
-    /// What was answered before the body.
-    pub head: CallHead,
-    /// Streams; fails where the answer is cut short.
-    pub body: AxumBody,
-}
-
-/// Calls an agent and waits for the head of its answer.
-pub(super) async fn open_call(daemon: &Daemon, request: CallRequest) -> Result<Called, Failure> {
-    let target = daemon.runtime.resolve_agent(&daemon.federation(), &request.agent).map_err(unresolved)?;
-    let body = data_encoding::BASE64
-        .decode(request.body.as_bytes())
-        .map_err(|error| Code::BadRequest.because(format!("the body is not base64: {error}")))?;
-    let mut fields: Vec<(String, ByteBuf)> = request
-        .headers
-        .into_iter()
-        .map(|(name, value)| (name.to_ascii_lowercase(), ByteBuf::from(value.into_bytes())))
-        .collect();
-    if !body.is_empty() {
-        fields.push(("content-length".to_owned(), ByteBuf::from(body.len().to_string().into_bytes())));
-    }
-    let passed = from_client(&request.method, &request.path, fields)
-        .map_err(|error| Code::CallInvalid.because(error))?;
-    let params = passed.into_request().encode().map_err(|error| Code::CallTooLarge.because(error))?;
-    let head = Head {
-        intent: INTENT.to_owned(),
-        target: Some(target.agent.to_string()),
-        idempotency_key: request.idempotency_key.as_deref().map(idempotency_key).transpose()?,
-        params,
-        ..Head::default()
-    };
-    let head = daemon.runtime.links().traced(&head);
-    let trace = head.trace.as_ref().and_then(|trace| trace.parse::<TraceContext>().ok());
-    let asked = daemon.runtime.request(&target.to.federation, &target.member, &head, &body).await;
-    let (exchange, answer) = asked.map_err(|error| not_called(&error))?;
-    let route = exchange.route().to_string();
-    let (_, recv) = exchange.into_halves();
-    let answer = answer.map_err(|end| ended(&end))?;
-    let answer =
-        HttpReply::decode(&answer.params).map_err(|error| Code::CallInternal.because(error)).and_then(
-            |answer| to_client(answer, Upgrade::None).map_err(|error| Code::CallInternal.because(error)),
-        )?;
-    let fields = answer.fields.into_iter();
-    let head = CallHead {
-        status: answer.status,
-        headers: fields.map(|(name, value)| (name, String::from_utf8_lossy(&value).into_owned())).collect(),
-        route,
-        trace: trace.map(|trace| trace.id().to_string()).unwrap_or_default(),
-    };
-    Ok(Called { head, body: AxumBody::new(Streamed::Streamed(Inbound::new(recv))) })
-}
-
-/// A key as it travels.
-///
-/// # Errors
-/// [`Code::BadRequest`].
-pub(super) fn idempotency_key(text: &str) -> Result<ByteBuf, Failure> {
-    if (1..=NAME_BYTES_MAX).contains(&text.len()) {
-        return Ok(ByteBuf::from(text));
-    }
-    Err(Code::BadRequest
-        .because(format!("an idempotency key has 1 to {NAME_BYTES_MAX} bytes, not {}", text.len())))
 }
 
 /// Opens a port and keeps it open for as long as the command reads: one JSON object, then nothing until it goes away.

@@ -4,6 +4,7 @@
 //! there is no token. Bodies and answers are JSON; a failure is `{"schema_version":1,"error":{…}}`.
 
 mod agent_routes;
+mod call_routes;
 pub mod client;
 mod directory_routes;
 pub mod http;
@@ -90,6 +91,7 @@ fn ndjson(lines: impl Stream<Item = Arc<str>> + Send + 'static) -> Response {
 pub fn router(daemon: Arc<Daemon>) -> Router {
     node_routes::router()
         .merge(agent_routes::router())
+        .merge(call_routes::router())
         .merge(directory_routes::router())
         .merge(log_routes::router())
         .with_state(daemon)

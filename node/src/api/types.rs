@@ -6,7 +6,8 @@ use crate::{
     errors::Code,
 };
 use data_encoding::HEXLOWER;
-use kos_shell::{FederationInfo, LinkInfo, Me};
+use kos_protocol::id::{AgentId, MemberId};
+use kos_shell::{FederationInfo, LinkInfo, Me, PassedOver};
 use serde::{Deserialize, Serialize};
 
 /// One thing that could be better, with the command that makes it so.
@@ -202,8 +203,11 @@ pub struct PingRequest {
 /// `POST /v1/call`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CallRequest {
-    /// The agent, with or without `@member`.
+    /// The agent, or `service:` and the name of a service; with or without `@member`.
     pub agent: String,
+    /// Of a service: which versions will do, as Cargo reads ranges; any when absent.
+    #[serde(default)]
+    pub version: Option<String>,
     /// The HTTP method.
     pub method: String,
     /// The path with its query.
@@ -230,6 +234,36 @@ pub struct CallHead {
     /// The trace that the log lines of both nodes name.
     #[serde(default)]
     pub trace: String,
+    /// Who answered, where a service was called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceAnswered>,
+}
+
+/// Who answered the call of a service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServiceAnswered {
+    /// The service.
+    pub name: String,
+    /// The version of the contract.
+    pub version: String,
+    /// Which agent,
+    pub agent: AgentId,
+    /// of whom,
+    pub member: MemberId,
+    /// by which name.
+    pub member_name: String,
+    /// The first choice and why it did not answer, where this is another.
+    pub instead_of: Option<PassedOver>,
+}
+
+/// A service to be withdrawn.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WithdrawRequest {
+    /// Its name.
+    pub name: String,
+    /// How many linked members are to know it before the answer comes.
+    pub receipts: usize,
 }
 
 /// An entry of the audit log, for programs.

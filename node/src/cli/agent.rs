@@ -2,7 +2,7 @@
 
 use super::{Context, say};
 use crate::{
-    api::{AgentRequest, ServiceRequest, TextRequest},
+    api::{AgentRequest, ServiceRequest, TextRequest, WithdrawRequest},
     errors::{Code, Exit, Failure},
     text,
 };
@@ -43,11 +43,21 @@ pub enum Command {
         #[arg(long, default_value = "")]
         description: String,
     },
-    /// Publish a service of an agent of this node, so that others find it and know what it takes and gives.
+    /// Publish a service of an agent of this node, so that others find it and know what it takes and gives. From then on
+    /// the agent answers the calls that its contracts list, and no others.
     Publish {
         /// A contract in TOML; schemas may lie in files beside it.
         file: PathBuf,
         /// How many linked members are to have it before the command returns; all, where there are fewer.
+        #[arg(long, value_name = "N", default_value_t = 3)]
+        receipts: usize,
+    },
+    /// Withdraw a service of this node: nobody finds it any more, and calls of its agent are no longer held against its
+    /// contract.
+    Unpublish {
+        /// The name in the contract.
+        name: String,
+        /// How many linked members are to know it before the command returns; all, where there are fewer.
         #[arg(long, value_name = "N", default_value_t = 3)]
         receipts: usize,
     },
@@ -84,15 +94,12 @@ pub(super) async fn run(context: &Context, command: Command) -> Result<Exit, Fai
             let what = format!("{} {}", contract.name, contract.version);
             let request = ServiceRequest { contract, receipts };
             let answer: Value = context.client.post("/v1/services", &request).await?;
-            let names: Vec<_> =
-                answer["stored_by"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-            let stored = match names.as_slice() {
-                [] => "nobody else is linked".to_owned(),
-                names => {
-                    format!("stored by {} ({} of {} asked)", names.join(", "), names.len(), answer["asked"])
-                }
-            };
-            done(context, &answer, &format!("{what} is published, {stored}"));
+            done(context, &answer, &format!("{what} is published, {}", stored(&answer)));
+        }
+        Command::Unpublish { name, receipts } => {
+            let request = WithdrawRequest { name: name.clone(), receipts };
+            let answer: Value = context.client.post("/v1/services/withdraw", &request).await?;
+            done(context, &answer, &format!("{name} is withdrawn, {}", stored(&answer)));
         }
         Command::Stop { name } => {
             let request = TextRequest { text: name.clone(), why: String::new(), yes: true };
@@ -117,6 +124,16 @@ pub(super) async fn run(context: &Context, command: Command) -> Result<Exit, Fai
         },
     }
     Ok(Exit::Ok)
+}
+
+/// Who has what was published.
+fn stored(answer: &Value) -> String {
+    let names: Vec<_> =
+        answer["stored_by"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    match names.as_slice() {
+        [] => "nobody else is linked".to_owned(),
+        names => format!("stored by {} ({} of {} asked)", names.join(", "), names.len(), answer["asked"]),
+    }
 }
 
 /// A contract in a file, whose schemas may lie beside it.

@@ -2,19 +2,25 @@
 
 use super::{Context, say};
 use crate::{
-    api::{CallHead, CallRequest, client::failure},
+    api::{CallHead, CallRequest, ServiceAnswered, client::failure},
     errors::{Code, Exit, Failure},
+    text,
 };
 use http::Method;
 use http_body_util::BodyExt;
 use kos_protocol::limits::NAME_BYTES_MAX;
 use std::io::{Read, Write};
 
-/// Calls an agent; its answer goes to standard output as it comes.
+/// Calls an agent, or a service by its name; its answer goes to standard output as it comes.
 #[derive(Debug, clap::Args)]
+#[command(disable_version_flag = true)]
 pub struct Args {
-    /// kClass:name@member, or kClass:name where only one member has it.
+    /// kClass:name@member, or kClass:name where only one member has it. Or service:NAME, whoever offers the highest
+    /// version of it; service:NAME@member, that member or who stands in for it.
     agent: String,
+    /// Which versions of a service will do, for instance '^1.2' or '>=1, <3'; any when absent.
+    #[arg(long, value_name = "RANGE")]
+    version: Option<String>,
     /// Path with its query.
     #[arg(default_value = "/")]
     path: String,
@@ -47,6 +53,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
     let body = args.data.map(|data| read_body(&data)).transpose()?.unwrap_or_default();
     let request = CallRequest {
         agent: args.agent,
+        version: args.version,
         method: args.method,
         path: args.path,
         headers,
@@ -64,6 +71,13 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
         .get("x-kai-call")
         .and_then(|value| value.to_str().ok())
         .and_then(|value| serde_json::from_str(value).ok());
+    let service = answered.as_ref().and_then(|answered| answered.service.as_ref());
+    if let Some(ServiceAnswered { agent, member_name, instead_of: Some(first), .. }) = service
+        && !context.json
+    {
+        let line = format!("{agent}@{member_name} answers instead of {first}");
+        say(&text::clean(&line));
+    }
     let mut out = std::io::stdout().lock();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| Code::CallCutShort.plain())?;

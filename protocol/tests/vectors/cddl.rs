@@ -127,6 +127,7 @@ fn the_cddl_describes_the_vectors() {
         "reconciled",
         "link-record",
         "suspect-record",
+        "service-record",
     ];
     assert_eq!(accepted, all.map(str::to_owned).into(), "every rule has an item that matches");
     println!("rules that also refused something: {refused:?}");

@@ -138,6 +138,18 @@ fn calls_are_told_apart() {
 }
 
 #[test]
+fn a_contract_does_not_stand_in_for_itself() {
+    let own = contract();
+    assert!(own.check_by(MemberId::from_bytes([1; 32])).is_ok());
+    // The same agent id at another member is another agent; at the author it is the contract's own.
+    let refused = Contract { fallbacks: vec![route(8), route(7)], ..own }.check_by(route(7).member);
+    assert_eq!(
+        refused.unwrap_err().to_string(),
+        format!("fallbacks[1]: `{}` is the route of the contract itself", route(7))
+    );
+}
+
+#[test]
 fn the_security_declaration_does_not_contradict_itself() {
     assert_eq!(refusal(|c| c.security.callers.clear()), "security.callers: 0 entries, must be 1 to 3");
     let order = "security.callers: not in ascending order, or one of them is there twice";

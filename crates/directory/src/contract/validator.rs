@@ -1,7 +1,7 @@
 //! Bodies of calls against the schemas of a contract.
 
 use super::{
-    Contract,
+    Caller, Contract, Idempotency, Security,
     json::{self, JsonError},
     path::PathPattern,
     schema::Weighed,
@@ -12,6 +12,7 @@ use kos_protocol::{
         CHECKED_BODY_BYTES_MAX, CHECKED_BODY_DEPTH_MAX, CHECKED_BODY_ITEMS_MAX, CHECKED_BODY_STEPS_MAX,
         SCHEMA_DEPTH_MAX, SCHEMA_PATTERN_PROGRAM_BYTES_MAX, STATUS_TEXT_BYTES_MAX,
     },
+    message::Status,
     text::shown,
 };
 use serde_json::Value;
@@ -52,6 +53,26 @@ pub(super) struct CheckedMethod {
 /// Its text is at most `STATUS_TEXT_BYTES_MAX` bytes, safe to show, and quotes no value of the body.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
+    /// Its callers have other roles. Status `denied`.
+    #[error("the contract of `{service}` lets no {role} call")]
+    NotForRole {
+        /// The service.
+        service: String,
+        /// The caller's role.
+        role: &'static str,
+    },
+    /// It takes no idempotency key. Status `invalid`.
+    #[error("the contract of `{service}` takes no call with an idempotency key")]
+    KeyRefused {
+        /// The service.
+        service: String,
+    },
+    /// It takes no call without an idempotency key. Status `invalid`.
+    #[error("the contract of `{service}` takes no call without an idempotency key")]
+    KeyRequired {
+        /// The service.
+        service: String,
+    },
     /// The contract has no such call. Status `not-found`.
     #[error("the contract of `{service}` has no {method} for this path")]
     NotOffered {
@@ -92,6 +113,21 @@ pub enum Violation {
     Unusable,
 }
 
+impl Violation {
+    /// What a request is answered with that violates its contract so.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::NotForRole { .. } => Status::Denied,
+            Self::NotOffered { .. } => Status::NotFound,
+            Self::TooLarge { .. } | Self::TooManyItems { .. } => Status::TooLarge,
+            Self::KeyRefused { .. } | Self::KeyRequired { .. } | Self::NotJson(_) | Self::Mismatch { .. } => {
+                Status::Invalid
+            }
+            Self::Unusable => Status::Internal,
+        }
+    }
+}
+
 /// Two are the same when their contracts are: everything else follows from these.
 impl PartialEq for Checked {
     fn eq(&self, other: &Self) -> bool {
@@ -109,6 +145,30 @@ impl Checked {
     /// What was checked.
     pub fn contract(&self) -> &Contract {
         &self.0.contract
+    }
+
+    /// Whether there is such a call.
+    pub fn offers(&self, method: &str, path: &str) -> bool {
+        self.method(method, path).is_ok()
+    }
+
+    /// Holds the head of a call against the security declaration: the caller's role, and whether it has an idempotency
+    /// key.
+    ///
+    /// # Errors
+    /// [`Violation::NotForRole`], [`Violation::KeyRefused`], [`Violation::KeyRequired`].
+    pub fn admit(&self, role: Caller, idempotency_key: Option<&[u8]>) -> Result<(), Violation> {
+        let Security { callers, idempotency, .. } = &self.contract().security;
+        let service = || self.contract().name.clone();
+        if !callers.contains(&role) {
+            let role = Caller::ALL.iter().find(|(caller, _)| *caller == role).map_or("", |(_, name)| *name);
+            return Err(Violation::NotForRole { service: service(), role });
+        }
+        match (idempotency, idempotency_key) {
+            (Idempotency::Refused, Some(_)) => Err(Violation::KeyRefused { service: service() }),
+            (Idempotency::Required, None) => Err(Violation::KeyRequired { service: service() }),
+            _ => Ok(()),
+        }
     }
 
     /// The longest body of a request that can be held against the contract; none where its body is not checked, or where

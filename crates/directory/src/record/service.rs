@@ -47,6 +47,6 @@ impl ServiceRecord {
     pub(super) fn check(self) -> Result<Option<Checked>, MergeError> {
         let Some(contract) = self.contract else { return Ok(None) };
         super::check(contract.name == self.name, "slot")?;
-        contract.check().map(Some).map_err(MergeError::Contract)
+        contract.check_by(self.author).map(Some).map_err(MergeError::Contract)
     }
 }

@@ -398,14 +398,22 @@ impl SendHalf {
     /// # Errors
     /// As [`SendHalf::end`].
     pub async fn refuse_unbegun(
-        mut self,
+        self,
         status: Status,
         text: impl Into<String> + Send,
     ) -> Result<(), StreamError> {
+        self.end_unbegun(&End::because(status, text)).await
+    }
+
+    /// As [`SendHalf::refuse_unbegun`], with this end.
+    ///
+    /// # Errors
+    /// As [`SendHalf::end`].
+    pub async fn end_unbegun(mut self, end: &End) -> Result<(), StreamError> {
         if let Some(record) = &mut self.record {
             record.sent.deed = Deed::NotBegun;
         }
-        self.refuse(status, text).await
+        self.end(end).await
     }
 }
 
@@ -426,6 +434,8 @@ pub struct RecvHalf {
     slot: Arc<Slot>,
     stats: Arc<Stats>,
     early: VecDeque<(FrameKind, Bytes)>,
+    /// What was read and given back.
+    unread: Option<Bytes>,
     end: Option<End>,
     /// What the sender may still send; strangers get a small allowance.
     allowance: Option<usize>,
@@ -445,6 +455,7 @@ impl RecvHalf {
             slot,
             stats,
             early,
+            unread: None,
             end: None,
             allowance: None,
             closed: CancellationToken::new(),
@@ -481,6 +492,12 @@ impl RecvHalf {
         self.grace = grace;
     }
 
+    /// Gives back a body that was read, so that it is read again, before what may follow: for whoever has to see it
+    /// before the handler does. What was given back before and not read is replaced.
+    pub fn unread(&mut self, body: Bytes) {
+        self.unread = (!body.is_empty()).then_some(body);
+    }
+
     /// How the message closed, once it has.
     pub fn ended(&self) -> Option<&End> {
         self.end.as_ref()
@@ -505,6 +522,9 @@ impl RecvHalf {
     /// # Errors
     /// [`StreamError`]: the body is cut short.
     pub async fn next(&mut self) -> Result<Option<Bytes>, StreamError> {
+        if let Some(unread) = self.unread.take() {
+            return Ok(Some(unread));
+        }
         if self.end.is_some() {
             return Ok(None);
         }

@@ -3,6 +3,7 @@
 mod bridge;
 mod host;
 mod service;
+mod terms;
 
 use super::*;
 use crate::config::Calls;
@@ -12,6 +13,7 @@ use kos_agents::{
     origin::Reach,
     registry::Registry,
 };
+use kos_directory::contract::Checked;
 use kos_governance::act::Role;
 use kos_mesh::link::{
     Body, BoxedStream, Exchange, Gate, Links, Request, Route, Service as Answers, Standing, StreamError, To,
@@ -96,14 +98,21 @@ impl Gate for Two {
     }
 }
 
+/// The contracts that the callee has published.
+type Published = Arc<Mutex<Vec<Checked>>>;
+
 /// The callee's host behind its sessions.
-struct Hosted(Arc<Host>);
+struct Hosted(Arc<Host>, Published);
 
 impl Answers for Hosted {
     fn handle(&self, request: Request) -> Pending<'_, ()> {
         Box::pin(async move {
             let caller = request.caller.member.map(|member| (member, Role::Member));
-            match self.0.admit(caller, &request.head) {
+            let contracts_of = |agent: &AgentId| {
+                let published = self.1.lock().unwrap();
+                published.iter().filter(|checked| checked.contract().agent == *agent).cloned().collect()
+            };
+            match self.0.admit(caller, &request.head, contracts_of) {
                 Ok(admitted) => admitted.answer(request).await,
                 Err(end) => drop(request.send.end(&end).await),
             }
@@ -140,6 +149,7 @@ struct Pair {
     host: Arc<Host>,
     caller: Links,
     denials: Arc<Mutex<Vec<Denial>>>,
+    published: Published,
 }
 
 type Kept = Arc<Mutex<Option<Vec<u8>>>>;
@@ -166,9 +176,11 @@ impl Pair {
 
     fn of(host: Arc<Host>, denials: Arc<Mutex<Vec<Denial>>>) -> Self {
         let gate = |own| Arc::new(Two { own, counter: AtomicU64::new(1) });
-        let callee = Links::new(gate(CALLEE), Arc::new(Pipe(None)), Arc::new(Hosted(host.clone())));
+        let published = Published::default();
+        let hosted = Hosted(host.clone(), published.clone());
+        let callee = Links::new(gate(CALLEE), Arc::new(Pipe(None)), Arc::new(hosted));
         let caller = Links::new(gate(CALLER), Arc::new(Pipe(Some(callee))), Arc::new(Nobody));
-        Self { host, caller, denials }
+        Self { host, caller, denials, published }
     }
 
     /// With `kBridge:notes` in front of this address.

@@ -14,7 +14,7 @@ mod token;
 
 pub use token::TOKEN;
 
-use super::{CallRequest, SCHEMA_VERSION, agent_routes, agent_routes::Called, answer, node_routes};
+use super::{CallRequest, SCHEMA_VERSION, answer, call_routes, call_routes::Called, node_routes};
 use crate::{
     config::Loopback,
     daemon::Daemon,
@@ -98,7 +98,7 @@ impl Node for Daemon {
     }
 
     fn call(&self, request: CallRequest) -> Pending<'_, Result<Called, Failure>> {
-        Box::pin(agent_routes::open_call(self, request))
+        Box::pin(call_routes::open_call(self, request))
     }
 }
 

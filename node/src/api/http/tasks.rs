@@ -5,7 +5,7 @@ use super::{
     news::{Message, News, Type, now_ms},
 };
 use crate::{
-    api::{CallHead, CallRequest, agent_routes::idempotency_key},
+    api::{CallHead, CallRequest, call_routes::idempotency_key},
     errors::{Code, Failure},
 };
 use axum::body::Body;
@@ -41,8 +41,10 @@ const CORRELATION_BYTES_MAX: usize = 128;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TaskRequest {
-    /// The agent, with or without `@member`.
+    /// The agent, or `service:` and the name of a service; with or without `@member`.
     pub agent: String,
+    /// Of a service: which versions will do.
+    pub version: Option<String>,
     /// The HTTP method.
     pub method: String,
     /// The path with its query.
@@ -97,6 +99,7 @@ impl TaskRequest {
         }
         Ok(CallRequest {
             agent: self.agent.clone(),
+            version: self.version.clone(),
             method: self.method.clone(),
             path: self.path.clone(),
             headers: self.headers.clone(),
@@ -317,8 +320,13 @@ mod tests {
     use super::*;
 
     fn ended(id: usize, bytes: usize) -> TaskView {
-        let head =
-            CallHead { status: 200, headers: Vec::new(), route: "direct".to_owned(), trace: String::new() };
+        let head = CallHead {
+            status: 200,
+            headers: Vec::new(),
+            route: "direct".to_owned(),
+            trace: String::new(),
+            service: None,
+        };
         TaskView {
             task_id: format!("{id:08}"),
             agent: "kBridge:notes".to_owned(),
@@ -354,6 +362,7 @@ mod tests {
             headers: Vec::new(),
             route: "direct".to_owned(),
             trace: String::new(),
+            service: None,
         };
         let written = |body: &[u8]| {
             let result = TaskResult::new(head(), body.to_vec());

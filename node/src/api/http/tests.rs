@@ -44,7 +44,13 @@ impl Node for Fake {
             };
             let headers = vec![("content-type".to_owned(), "text/plain".to_owned())];
             Ok(Called {
-                head: CallHead { status: 200, headers, route: "direct".to_owned(), trace: String::new() },
+                head: CallHead {
+                    status: 200,
+                    headers,
+                    route: "direct".to_owned(),
+                    trace: String::new(),
+                    service: None,
+                },
                 body,
             })
         })

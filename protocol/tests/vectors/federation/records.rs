@@ -51,6 +51,9 @@ fn agent_record(author: &Person, cert: Ipld) -> Fields {
     record
 }
 
+/// The kinds of this version.
+const KINDS: [&str; 5] = ["node-record", "agent-record", "link-record", "suspect-record", "service-record"];
+
 /// Shows a record; the one known author is ann, under its first key.
 fn record(name: &str, kind: &str, signer: &SecretKey, payload: &Fields, valid: bool) -> Value {
     let domain = format!("kos/{kind}/1");
@@ -60,7 +63,7 @@ fn record(name: &str, kind: &str, signer: &SecretKey, payload: &Fields, valid: b
         "now_ms": NOW_MS, "valid": valid, "cddl": {},
     });
     let mut vector = merged(envelope.shown, shown);
-    if valid && ["node-record", "agent-record", "link-record", "suspect-record"].contains(&kind) {
+    if valid && KINDS.contains(&kind) {
         vector["cddl"]["payload"] = kind.into();
     }
     vector
@@ -211,6 +214,128 @@ fn suspect_records() -> Vec<Value> {
     ]
 }
 
+fn contract() -> Fields {
+    let security = [
+        ("callers", texts(&["member", "steward"])),
+        ("early_data", Ipld::Bool(false)),
+        ("idempotency", t("accepted")),
+    ];
+    let schema = r#"{"type":"object","required":["title"],"properties":{"title":{"type":"string"}}}"#;
+    let read = m([("method", t("GET")), ("path", t("/notes/{id}")), ("reply", t(r#"{"type":"object"}"#))]);
+    let write = m([("method", t("POST")), ("path", t("/notes")), ("request", t(schema))]);
+    fields([
+        ("name", t("notes")),
+        ("version", t("1.2.0")),
+        ("agent", t("kBridge:notes")),
+        ("methods", Ipld::List(vec![read, write])),
+        ("fallbacks", texts(&[&format!("kBridge:notes@{}", bob().id())])),
+        ("security", m(security)),
+        ("tags", texts(&["text"])),
+        ("description", t("shared notes")),
+        ("hints", m([("price", m([("amount", n(2)), ("unit", t("cent"))])), ("calls_per_minute", n(60))])),
+    ])
+}
+
+fn service_record(contract: Ipld) -> Fields {
+    let mut record = common(&ann(), NOW_MS);
+    record.extend(fields([("slot", t("notes")), ("contract", contract)]));
+    record
+}
+
+fn service_records() -> Vec<Value> {
+    let good = contract();
+    let shown = |name: &str, payload: &Fields, valid: bool| {
+        record(name, "service-record", &ann().key(), payload, valid)
+    };
+    let of = |fields: &Fields| service_record(Ipld::Map(fields.clone()));
+    let with = |name: &str, field: &str, value: Option<Ipld>, valid: bool| {
+        let mut vector = shown(name, &of(&but(&good, [(field, value)])), valid);
+        vector["spec"] = "§9.16".into();
+        vector
+    };
+    let refused = |name: &str, field: &str, value: Option<Ipld>| with(name, field, value, false);
+    let method = |method: &str, path: &str| m([("method", t(method)), ("path", t(path))]);
+    let methods = |list: Vec<Ipld>| Some(Ipld::List(list));
+    let request =
+        |schema: &str| methods(vec![m([("method", t("POST")), ("path", t("/")), ("request", t(schema))])]);
+    let security = |callers: &[&str], early_data: bool, idempotency: &str| {
+        fields([
+            ("callers", texts(callers)),
+            ("early_data", Ipld::Bool(early_data)),
+            ("idempotency", t(idempotency)),
+        ])
+    };
+    let secured = |fields: Fields| Some(Ipld::Map(fields));
+    let one_more = but(&security(&["member"], false, "accepted"), [("motto", Some(t("later")))]);
+    let route = |agent: &str, member: &Person| format!("{agent}@{}", member.id());
+    vec![
+        shown("a service", &of(&good), true),
+        shown("a tombstone of a service", &service_record(Ipld::Null), true),
+        shown("no contract", &but(&of(&good), [("contract", None)]), false),
+        shown("a slot that is not the service's name", &but(&of(&good), [("slot", Some(t("other")))]), false),
+        with("a contract with a field of a later version", "motto", Some(t("later")), true),
+        with(
+            "the same agent id at another member",
+            "fallbacks",
+            Some(texts(&[&route("kBridge:notes", &dan())])),
+            true,
+        ),
+        with(
+            "another agent of its author",
+            "fallbacks",
+            Some(texts(&[&route("kBridge:second", &ann())])),
+            true,
+        ),
+        refused("its own route as a fallback", "fallbacks", Some(texts(&[&route("kBridge:notes", &ann())]))),
+        refused("a fallback twice", "fallbacks", Some(texts(&[route("kBridge:notes", &bob()).as_str(); 2]))),
+        refused("a fallback without a member", "fallbacks", Some(texts(&["kBridge:notes"]))),
+        refused("a version that is none", "version", Some(t("1.2"))),
+        refused("an agent that is none", "agent", Some(t("notes"))),
+        refused("no methods", "methods", methods(vec![])),
+        refused("a method in lower case", "methods", methods(vec![method("get", "/")])),
+        refused("a method that is never passed on", "methods", methods(vec![method("TRACE", "/")])),
+        refused("a path that is no pattern", "methods", methods(vec![method("GET", "notes")])),
+        refused(
+            "two patterns that differ in names alone",
+            "methods",
+            methods(vec![method("GET", "/{a}"), method("GET", "/{b}")]),
+        ),
+        refused(
+            "a schema of a body that is none",
+            "methods",
+            methods(vec![m([("method", t("GET")), ("path", t("/")), ("request", t("true"))])]),
+        ),
+        with("a schema that takes everything", "methods", request("true"), true),
+        refused("a schema that is no JSON", "methods", request("{")),
+        refused("a keyword that is not of the part", "methods", request(r#"{"tipe":"string"}"#)),
+        refused("a schema that has to be fetched", "methods", request(r#"{"$ref":"https://example.com/"}"#)),
+        with(
+            "for all roles, with a key",
+            "security",
+            secured(security(&["member", "relay", "steward"], false, "required")),
+            true,
+        ),
+        refused("for nobody", "security", secured(security(&[], false, "accepted"))),
+        refused(
+            "roles out of order",
+            "security",
+            secured(security(&["steward", "member"], false, "accepted")),
+        ),
+        refused("a role that is none", "security", secured(security(&["citizen"], false, "accepted"))),
+        refused(
+            "early data of a method that may not be replayed",
+            "security",
+            secured(security(&["member"], true, "accepted")),
+        ),
+        refused("a case that is none", "security", secured(security(&["member"], false, "perhaps"))),
+        refused("a condition of a later version", "security", secured(one_more)),
+        refused("a tag twice", "tags", Some(texts(&["text"; 2]))),
+        refused("a description with a control character", "description", Some(t("\u{7}"))),
+        refused("no calls in a minute", "hints", Some(m([("calls_per_minute", n(0))]))),
+        with("no hints", "hints", Some(m([])), true),
+    ]
+}
+
 fn unknown_records() -> Vec<Value> {
     let later = but(&common(&ann(), NOW_MS), [("slot", Some(t("one"))), ("height_m", Some(n(3)))]);
     let shown = |name: &str, kind: &str, payload: &Fields, valid: bool| {
@@ -263,7 +388,9 @@ fn merges() -> Vec<Value> {
 }
 
 pub fn records() -> Vec<Value> {
-    [node_records(), agent_records(), link_records(), suspect_records(), unknown_records(), merges()].concat()
+    let known =
+        [node_records(), agent_records(), link_records(), suspect_records(), service_records()].concat();
+    [known, unknown_records(), merges()].concat()
 }
 
 pub fn items() -> Vec<Value> {

@@ -154,3 +154,29 @@ fn items_that_must_differ_are_few() {
     );
     assert_eq!(service("{}").validate_request("POST", "/", many.as_bytes()), Ok(()));
 }
+
+#[test]
+fn the_head_of_a_call_is_held_against_the_security_declaration() {
+    let checked = |callers: &[Caller], idempotency| {
+        let security = Security { callers: callers.to_vec(), early_data: false, idempotency };
+        Contract { security, ..contract() }.check().unwrap()
+    };
+    let admit =
+        |role, idempotency, key| checked(&[Caller::Member, Caller::Steward], idempotency).admit(role, key);
+    let (key, none) = (Some(&b"a"[..]), None);
+    let service = || "notes".to_owned();
+    for role in [Caller::Member, Caller::Steward] {
+        assert_eq!(admit(role, Idempotency::Accepted, key), Ok(()));
+        assert_eq!(admit(role, Idempotency::Accepted, none), Ok(()));
+        assert_eq!(admit(role, Idempotency::Refused, none), Ok(()));
+        assert_eq!(admit(role, Idempotency::Required, key), Ok(()));
+        assert_eq!(admit(role, Idempotency::Refused, key), Err(Violation::KeyRefused { service: service() }));
+        assert_eq!(
+            admit(role, Idempotency::Required, none),
+            Err(Violation::KeyRequired { service: service() })
+        );
+    }
+    let denied = Violation::NotForRole { service: service(), role: "relay" };
+    assert_eq!(denied.status(), Status::Denied);
+    assert_eq!(admit(Caller::Relay, Idempotency::Accepted, none), Err(denied));
+}
