@@ -169,6 +169,8 @@ struct Subject {
     /// It has a link and did not answer on it.
     is_silent: bool,
     watch: Option<Watch>,
+    /// When it chose another watcher, by the monotonic clock.
+    released_ms: Option<u64>,
     /// Accusers, with the number of the record they accuse and since when they heard nothing.
     suspicions: BTreeMap<MemberId, (u64, u64)>,
     /// The number of the record we probed it for.
@@ -392,8 +394,13 @@ impl Liveness {
         let Some(subject) = self.subject(from) else { return };
         if period_ms == 0 {
             subject.watch = None;
+            subject.released_ms = Some(now.monotonic_ms);
             self.disarm(Timer::Late(from));
-        } else {
+        } else if subject
+            .released_ms
+            .is_none_or(|at_ms| now.monotonic_ms.saturating_sub(at_ms) >= HEARTBEAT_MS)
+        {
+            // One that comes sooner was sent before and overtaken on the way.
             let watch = Watch::heard(subject.watch, now.monotonic_ms, period_ms);
             subject.watch = Some(watch);
             self.arm(Timer::Late(from), now.monotonic_ms + watch.timeout_ms() * (1 + self.doubt));

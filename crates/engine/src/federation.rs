@@ -6,10 +6,10 @@ mod records;
 
 use crate::{
     input::{Input, Stored},
-    item::{ACT, Item, ItemError, KEY_LOG},
+    item::{ACT, Item, ItemError, KEY_LOG, is_record},
     output::{Output, Refusal, RosterChange, Stats, Table, Verdict, WelcomeError},
 };
-use kos_directory::{Authors, Directory, Health, Slot, liveness, reconcile::Set};
+use kos_directory::{Authors, Directory, Health, Kind, Slot, liveness, reconcile::Set};
 use kos_governance::{
     act::{Act, Action, Role},
     acts::{ActError, Acts, Inserted},
@@ -85,6 +85,8 @@ pub struct Federation {
     changes: u64,
     /// What this node has published since it started, to notice another node with the same keys.
     published: BTreeMap<Slot, (u64, ObjectId)>,
+    /// The greatest number of all that this member's node has signed, as far as it knows.
+    signed_seq: u64,
     duties: BTreeMap<Duty, u64>,
     running: bool,
     /// When acts or keys came that the roster does not show yet: it is made anew once for many of them.
@@ -110,6 +112,7 @@ impl Federation {
             set: None,
             changes: 0,
             published: BTreeMap::new(),
+            signed_seq: 0,
             duties: BTreeMap::new(),
             running: false,
             outdated: None,
@@ -185,6 +188,12 @@ impl Federation {
         Ok(())
     }
 
+    /// Tells the greatest number that this node has given a record, before it started: a record of its own that is not
+    /// above it is no other machine's.
+    pub fn has_signed(&mut self, greatest: u64) {
+        self.signed_seq = self.signed_seq.max(greatest);
+    }
+
     /// Everything is restored: from here on duties are done.
     pub fn start(&mut self, now: Timestamp) {
         self.refresh();
@@ -201,6 +210,10 @@ impl Federation {
         let outcome = match input {
             Input::Heard { from, item } => {
                 let outcome = self.take(now, item, Origin::Outside);
+                return self.count(from, outcome);
+            }
+            Input::Gossiped { from, item } => {
+                let outcome = self.take_gossiped(now, item);
                 return self.count(from, outcome);
             }
             Input::Checked(checked) => {
@@ -261,6 +274,14 @@ impl Federation {
             _ if item.is_record() => self.take_record(now, &item),
             _ => self.take_unknown(bytes, origin),
         }
+    }
+
+    fn take_gossiped(&mut self, now: Timestamp, bytes: &[u8]) -> Result<Verdict, Refusal> {
+        let kind = Item::parse(bytes)?.kind;
+        if is_record(&kind) && !Kind::parse(&kind).is_none_or(|kind| kind.is_global()) {
+            return Err(Refusal::NotGossip);
+        }
+        self.take(now, bytes, Origin::Outside)
     }
 
     fn take_act(&mut self, now: Timestamp, bytes: &[u8], origin: Origin) -> Result<Verdict, ActError> {

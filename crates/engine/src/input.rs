@@ -17,9 +17,16 @@ use kos_protocol::{
 /// Something that happened.
 #[derive(Clone, Debug)]
 pub enum Input<'a> {
-    /// An item came, by gossip, push or catch-up.
+    /// An item came, by push or catch-up.
     Heard {
         /// The member that passed it on, where that is known: what is wrong with it is counted against it.
+        from: Option<MemberId>,
+        /// The item.
+        item: &'a [u8],
+    },
+    /// An item came by gossip, which takes it to everybody: what is to stay near is refused.
+    Gossiped {
+        /// As above.
         from: Option<MemberId>,
         /// The item.
         item: &'a [u8],

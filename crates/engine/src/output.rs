@@ -145,6 +145,9 @@ pub enum Refusal {
     /// An item of an unknown kind, and no room for it.
     #[error("no room for another item of an unknown kind")]
     UnknownFull,
+    /// A record that is to stay near came by gossip. SPEC §9.11.
+    #[error("records of this kind do not travel by gossip")]
+    NotGossip,
 }
 
 impl Refusal {
@@ -159,6 +162,7 @@ impl Refusal {
             Self::Record(error) => error.label(),
             Self::Secret => "secret",
             Self::UnknownFull => "unknown_full",
+            Self::NotGossip => "not_gossip",
         }
     }
 
@@ -170,7 +174,7 @@ impl Refusal {
     /// Whether an honest member would never have passed it on. The others may be a matter of time or of room.
     pub fn is_hostile(&self) -> bool {
         match self {
-            Self::Item(_) | Self::KeyLog(_) => true,
+            Self::Item(_) | Self::KeyLog(_) | Self::NotGossip => true,
             Self::Act(error) => error.is_hostile(),
             Self::Record(error) => error.is_hostile(),
             Self::Log(_) | Self::Secret | Self::UnknownFull => false,

@@ -454,8 +454,7 @@ fn an_own_record_from_before_a_restart_only_raises_the_number() {
     let mut bob = bob.restarted(now());
     catch_up(now(), &mut ann, &mut bob);
     assert_eq!(bob.federation.stamp::<NodeRecord>(now(), "", HOUR_MS, 0).seq, T0 + 501);
-    let behind = Timestamp { wall_ms: 7, ..now() };
-    assert_eq!(bob.federation.stamp::<NodeRecord>(behind, "", HOUR_MS, T0 + 900).seq, T0 + 901);
+    assert_eq!(bob.federation.stamp::<NodeRecord>(now(), "", HOUR_MS, T0 + 900).seq, T0 + 901);
     bob.publish(now()).unwrap();
     let outputs = bob.drain(now());
     assert!(!outputs.iter().any(|output| matches!(output, Output::SeenMyself(_))));
@@ -464,6 +463,38 @@ fn an_own_record_from_before_a_restart_only_raises_the_number() {
     let again = bob.sign(again);
     let refused = bob.federation.handle(now(), Input::Published((&again).into())).published();
     assert_eq!(refused, Err(PublishError::Outdated));
+}
+
+#[test]
+fn a_clock_that_was_ahead_once_makes_nobody_mute() {
+    const YEAR_MS: u64 = 365 * 24 * HOUR_MS;
+    let (mut ann, mut bob, _) = household();
+    bob.publish(at(YEAR_MS)).unwrap();
+    bob.drain(at(YEAR_MS));
+    let greatest = T0 + YEAR_MS;
+    assert_eq!(bob.federation.stamp::<NodeRecord>(now(), "", HOUR_MS, greatest).seq, T0);
+    bob.publish(now()).expect("its own record of the future is in nobody's way");
+    bob.drain(now());
+    catch_up(now(), &mut bob, &mut ann);
+    let slot = Slot::only(bob.person.id(), Kind::Node);
+    assert_eq!(ann.federation.directory().get(&slot).map(|record| record.seq()), Some(T0));
+}
+
+#[test]
+fn what_this_node_signed_before_its_clock_went_back_is_no_twin() {
+    let (mut ann, mut bob, _) = household();
+    bob.publish(at(HOUR_MS)).unwrap();
+    bob.drain(at(HOUR_MS));
+    catch_up(at(HOUR_MS), &mut bob, &mut ann);
+    // The clock was set back, and again to the right time.
+    bob.publish(now()).unwrap();
+    bob.drain(now());
+    for bytes in missing(&mut ann, &mut bob) {
+        bob.federation.handle(at(HOUR_MS), Input::Heard { from: None, item: &bytes });
+    }
+    let outputs = bob.drain(at(HOUR_MS));
+    assert!(!outputs.iter().any(|output| matches!(output, Output::SeenMyself(_))));
+    assert_eq!(bob.federation.stamp::<NodeRecord>(at(HOUR_MS), "", HOUR_MS, 0).seq, T0 + HOUR_MS + 1);
 }
 
 #[test]

@@ -7,6 +7,9 @@ use std::time::Duration;
 
 /// Links a home node keeps at most. The next inbound link is refused unless it is a member's and a stranger's can go.
 pub const LINKS_HOME_MAX: u32 = 32;
+/// Of the links it may have a node asks for so many eighths itself, where there are more members than links: about as many
+/// ask for one with it, and who finds no place is refused.
+pub const LINKS_ASKED_EIGHTHS: usize = 3;
 /// Links a relay keeps at most.
 pub const LINKS_RELAY_MAX: u32 = 2_048;
 /// Of those, connections with peers that are no members, at a home node. Each may hold a window of unread bytes.

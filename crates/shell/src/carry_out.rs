@@ -255,13 +255,12 @@ impl Runtime {
     }
 
     fn addresses_changed(&self, id: &FederationId, author: &MemberId) {
-        let key = self
-            .0
-            .state
-            .with(id, |federation| federation.roster().active_member(author).map(|member| member.key()));
-        let Some(key) = key.flatten().filter(|key| *key != self.0.state.identity().key()) else { return };
+        let found = self.0.state.with(id, |federation| {
+            federation.roster().active_member(author).map(|member| (member.key(), member.role == Role::Relay))
+        });
+        let own = self.0.state.identity().key();
+        let Some((key, is_relay)) = found.flatten().filter(|(key, _)| *key != own) else { return };
         let addresses = self.0.wire.addresses(&key);
-        let is_relay = self.active_keys(|role| role == Role::Relay).contains(&key);
         if is_relay {
             self.keep_way(key, &addresses);
         }

@@ -13,7 +13,7 @@ use crate::{
     restore::restore,
     serve::Intents,
     state::{State, lock},
-    tables::{ADDRESS_BOOK, FEDERATIONS, INDEX_VERSION, SETTINGS, WAYS, schema},
+    tables::{ADDRESS_BOOK, COUNTERS, FEDERATIONS, INDEX_VERSION, RECORDS, SETTINGS, WAYS, schema},
     wire::{CarriedWire, MeshWire, OwnWire, boxed, key_of, peer_of, route},
 };
 use kos_directory::liveness::Input as Liveness;
@@ -448,7 +448,7 @@ impl Runtime {
         let now = self.0.state.now();
         let heard = |federation: &mut Federation| {
             let from = key_of(from).and_then(|key| Some(federation.roster().by_key(&key)?.0));
-            federation.handle(now, Input::Heard { from, item: bytes })
+            federation.handle(now, Input::Gossiped { from, item: bytes })
         };
         let Some(verdict) = self.0.state.with(&id, heard) else {
             return GossipVerdict::Ignore;
@@ -667,6 +667,7 @@ fn open_state(
         if let Err(refusal) = federation.handle(now, Input::Rotated(identity.log())).taken() {
             tracing::warn!(%refusal, "the own key log does not fit this federation");
         }
+        federation.has_signed(ledger.read(COUNTERS, RECORDS)?.unwrap_or(0));
         federation.start(now);
         federations.insert(id, federation);
     }

@@ -196,13 +196,15 @@ impl Runtime {
         }
         let taken = self.take_items(&id, Some(from), unpack(&pushed.kinds, &body)).await;
         let stored = taken.stored;
-        // Whoever pushed knows only those it is linked with; those behind us hear it from us.
+        let reply = Stored { stored };
+        // At once: whoever pushed does not wait for those behind us.
+        let answered = request.send.reply(&ReplyHead { params: cbor::encode(&reply).into() }, b"").await;
+        // It knows only those it is linked with; the others hear it from us.
         self.spread(&id, taken).await;
         if pushed.more {
             self.sync_soon(id, from);
         }
-        let reply = Stored { stored };
-        request.send.reply(&ReplyHead { params: cbor::encode(&reply).into() }, b"").await
+        answered
     }
 
     async fn answer_hello(&self, mut request: Request) -> Result<(), StreamError> {

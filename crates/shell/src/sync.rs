@@ -1,4 +1,4 @@
-//! Catch-up: what one member lacks and another has. Design section 6, SPEC §9.13.
+//! Catch-up: what one member lacks and another has. Design section 6, SPEC §9.14.
 //!
 //! Two members reconcile their sets, and each fetches by name what it lacks. Who has next to nothing, as after joining,
 //! takes everything in order instead: names of what one lacks entirely are bytes for nothing. It may break off anywhere
@@ -28,7 +28,11 @@ use kos_protocol::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_bytes::{ByteArray, ByteBuf};
-use std::{collections::btree_map::Entry, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, btree_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
 
 /// How long one catch-up may take. What came by then stays.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(300);
@@ -73,6 +77,8 @@ pub(crate) struct CaughtUp {
     pub news: usize,
     /// Items the other end lacks.
     pub ahead: usize,
+    /// Items the other end named and did not give.
+    pub missing: usize,
 }
 
 /// What became of a batch of items.
@@ -150,9 +156,11 @@ impl Runtime {
             }
         };
         match tokio::time::timeout(SYNC_TIMEOUT, catching_up).await {
-            Ok(Ok(CaughtUp { news, ahead })) => {
-                tracing::debug!(peer = %key.short(), news, ahead, "caught up");
-                lock(&self.0.caught_up).insert(federation, self.0.state.now().monotonic_ms);
+            Ok(Ok(CaughtUp { news, ahead, missing })) => {
+                tracing::debug!(peer = %key.short(), news, ahead, missing, "caught up");
+                if missing == 0 {
+                    lock(&self.0.caught_up).insert(federation, self.0.state.now().monotonic_ms);
+                }
                 if news > 0 {
                     self.nudge(&federation, Some(key)).await;
                 }
@@ -217,7 +225,9 @@ impl Runtime {
                 }
                 let step = initiator.step(&answer)?;
                 caught_up.ahead += step.have.len();
-                caught_up.news += self.fetch(to, step.need).await?;
+                let (news, missing) = self.fetch(to, step.need).await?;
+                caught_up.news += news;
+                caught_up.missing += missing;
                 match step.message {
                     Some(next) => message = next,
                     None => break 'again,
@@ -227,26 +237,28 @@ impl Runtime {
         Ok(caught_up)
     }
 
-    /// Fetches items by name; returns how many were news.
-    async fn fetch(&self, to: To, names: Vec<Name>) -> Result<usize, SyncError> {
-        let mut news = 0;
+    /// Fetches items by name; returns how many were news, and how many did not come.
+    async fn fetch(&self, to: To, names: Vec<Name>) -> Result<(usize, usize), SyncError> {
+        let (mut news, mut missing) = (0, 0);
         for batch in names.chunks(FETCH_NAMES_MAX) {
-            let mut left = batch.to_vec();
+            let mut left: BTreeSet<Name> = batch.iter().copied().collect();
             while !left.is_empty() {
+                let asked: Vec<Name> = left.iter().copied().collect();
                 let (items, body): (Items, _) = self
-                    .ask_for(to, FETCH, &Fetch::default(), left.as_flattened(), ITEMS_BODY_BYTES_MAX)
+                    .ask_for(to, FETCH, &Fetch::default(), asked.as_flattened(), ITEMS_BODY_BYTES_MAX)
                     .await?;
+                // What came is not asked for again, whether it is taken or not; what did not come, once there is more.
+                let came = unpack(&items.kinds, &body).filter_map(|piece| piece.name(&to.federation));
+                let came: Vec<Name> = came.filter(|name| left.remove(name)).collect();
                 let pieces = unpack(&items.kinds, &body);
                 news += self.take_items(&to.federation, Some(to.key), pieces).await.news;
-                // Whatever came is here now, or was refused and would be again.
-                let before = left.len();
-                left.retain(|name| !self.has(&to.federation, name));
-                if left.len() == before {
+                if came.is_empty() || !items.more {
                     break;
                 }
             }
+            missing += left.iter().filter(|name| !self.has(&to.federation, name)).count();
         }
-        Ok(news)
+        Ok((news, missing))
     }
 
     fn has(&self, id: &FederationId, name: &Name) -> bool {
@@ -376,7 +388,7 @@ impl Runtime {
     /// What a catch-up brought, others may lack as well: they are told, or asked to catch up with us.
     pub(crate) async fn spread(&self, id: &FederationId, taken: Taken) {
         if taken.news <= TELL_MAX {
-            for item in taken.few {
+            for item in taken.few.into_iter().filter(|item| spreads(item)) {
                 self.pass_on(id, &item);
                 self.broadcast(id, item);
             }
@@ -502,6 +514,12 @@ impl Taken {
             Verdict::Refused(refusal) => tracing::debug!(%refusal, "item refused"),
         }
     }
+}
+
+/// Whether an item is for everybody.
+fn spreads(item: &[u8]) -> bool {
+    let kind = kos_engine::Item::parse(item).ok().and_then(|item| kos_directory::Kind::parse(&item.kind));
+    kind.is_none_or(|kind| kind.is_global())
 }
 
 /// Items on their way in.

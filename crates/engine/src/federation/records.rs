@@ -74,7 +74,8 @@ impl Federation {
             let slot = record.slot().clone();
             self.persist(Table::Records, &slot_key(&slot), verified.to_row());
             self.outputs.push_back(Output::DirectoryChanged(vec![slot.clone()]));
-            if slot.author == self.me && self.published.contains_key(&slot) {
+            let is_news = record.seq() > self.signed_seq;
+            if slot.author == self.me && self.published.contains_key(&slot) && is_news {
                 self.outputs.push_back(Output::SeenMyself(slot));
             }
         }
@@ -91,6 +92,7 @@ impl Federation {
         self.drop_records(now, evicted);
         let slot = record.slot().clone();
         self.published.insert(slot.clone(), (own.seq, own.id));
+        self.has_signed(own.seq);
         self.persist(Table::Records, &slot_key(&slot), verified.to_row());
         if record.kind().is_global() {
             self.outputs.push_back(Output::Broadcast(Item::new(own.kind, own.bytes).to_bytes()));

@@ -1,6 +1,16 @@
 //! Many items in one body. SPEC §9.13.
 
-use super::{Item, KIND_BYTES_MAX};
+use super::{ACT, Item, KEY_LOG, KIND_BYTES_MAX, is_record};
+use kos_directory::{Claim, reconcile::Name};
+use kos_governance::act::Act;
+use kos_protocol::{
+    cbor,
+    id::{FederationId, sha256},
+    key_log::KeyEvent,
+    limits::ITEM_BYTES_MAX,
+    object::{Scope, Unverified},
+};
+use serde_bytes::ByteBuf;
 use std::borrow::Cow;
 
 /// Stands for no kind: what follows is a whole item, byte for byte.
@@ -33,6 +43,28 @@ impl<'a> Piece<'a> {
         match read.filter(|item| item.to_bytes() == bytes) {
             Some(item) => Self::Of(&item.kind, Cow::Borrowed(&item.body)),
             None => Self::Whole(bytes),
+        }
+    }
+
+    /// The name it has among those of [`crate::Federation::set`], as far as it can be read; of key logs and of items of
+    /// unknown kinds too.
+    pub fn name(&self, federation: &FederationId) -> Option<Name> {
+        let (kind, body) = match self {
+            Self::Of(kind, body) => (*kind, body),
+            Self::Whole(bytes) => return Some(sha256(bytes)),
+        };
+        match kind {
+            ACT => {
+                let act = Unverified::<Act>::parse(body, Scope::Federation(*federation)).ok()?;
+                Some(*act.id().as_bytes())
+            }
+            KEY_LOG => {
+                let list: Vec<ByteBuf> = cbor::decode_canonical(body, ITEM_BYTES_MAX).ok()?;
+                let event = Unverified::<KeyEvent>::parse(list.last()?, Scope::Global).ok()?;
+                Some(*event.id().as_bytes())
+            }
+            _ if is_record(kind) => Some(*Claim::parse(*federation, kind, &**body).ok()?.id().as_bytes()),
+            _ => Some(sha256(&self.to_bytes())),
         }
     }
 

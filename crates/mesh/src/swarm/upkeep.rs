@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use kos_protocol::id::sha256;
 use libp2p::core::transport::ListenerId;
 use libp2p::{Multiaddr, PeerId};
 use tokio::sync::oneshot;
@@ -45,11 +46,18 @@ impl Upkeep {
         Self { local, wants: BTreeMap::new(), jitter: Jitter::new(seed) }
     }
 
-    /// From now on the link with `peer` is kept, up to `max` peers.
+    /// From now on the link with `peer` is kept, unless there are `max` peers that rank before it: each node prefers others
+    /// (rendezvous hashing), so that links spread over all members where nobody can have one with everybody.
     pub(crate) fn want(&mut self, peer: PeerId, max: usize) {
-        if self.wants.len() < max {
-            self.wants.entry(peer).or_insert(Want { rounds: 0, next_at: None });
+        self.wants.entry(peer).or_insert(Want { rounds: 0, next_at: None });
+        while self.wants.len() > max {
+            let Some(last) = self.wants.keys().max_by_key(|peer| self.rank(peer)).copied() else { return };
+            self.wants.remove(&last);
         }
+    }
+
+    fn rank(&self, peer: &PeerId) -> [u8; 32] {
+        sha256(&[self.local.to_bytes(), peer.to_bytes()].concat())
     }
 
     pub(crate) fn drop_want(&mut self, peer: &PeerId) {
@@ -216,6 +224,22 @@ mod tests {
         upkeep.hurry(now);
         assert_eq!(upkeep.due(now), Some(peer));
         assert_eq!(upkeep.due(now), None);
+    }
+
+    #[test]
+    fn nodes_that_know_the_same_peers_keep_different_ones() {
+        let peers: Vec<_> = (0..100).map(|_| PeerId::random()).collect();
+        let kept = |peers: &mut dyn Iterator<Item = &PeerId>, local| {
+            let mut upkeep = Upkeep::new(local, 1);
+            peers.for_each(|peer| upkeep.want(*peer, 12));
+            upkeep.wanted()
+        };
+        let (one, other) = (PeerId::random(), PeerId::random());
+        assert_eq!(kept(&mut peers.iter(), one), kept(&mut peers.iter().rev(), one), "whoever comes first");
+        let shared = kept(&mut peers.iter(), one);
+        let shared = kept(&mut peers.iter(), other).into_iter().filter(|peer| shared.contains(peer)).count();
+        // Of 12 of 100, 1.4 are expected to be the same, and more than 9 once in a hundred million.
+        assert!(shared <= 9, "{shared} of 12 are the same");
     }
 
     #[test]

@@ -294,7 +294,7 @@ impl Driver {
         self.replace_suspects(link, now);
         if self.shared.is_member(&peer) {
             self.learn_from(link);
-            self.upkeep.want(peer, self.links_max as usize);
+            self.upkeep.want(peer, self.links_asked());
         }
         match link.path.is_direct() {
             true => {

@@ -30,7 +30,7 @@ use super::types::{Event, GossipId, Path, PublishError, Verdict};
 use super::upkeep::{Relay, Reservation, Upkeep};
 use crate::limits::{
     ADDRESSES_PER_PEER_MAX, EVENTS_PENDING_MAX, GOSSIP_BYTES_MAX, GOSSIP_PER_PEER_PER_SECOND,
-    GOSSIP_TOPICS_MAX,
+    GOSSIP_TOPICS_MAX, LINKS_ASKED_EIGHTHS,
 };
 
 /// How often the two clocks are compared, to notice that the machine slept.
@@ -350,12 +350,20 @@ impl Driver {
         }
     }
 
+    /// How many links this node asks for. Where there are more members than links it may have, not for all of them: the
+    /// others are for those who ask for one with it.
+    fn links_asked(&self) -> usize {
+        let links_max = self.links_max as usize;
+        let is_crowded = self.shared.members().len() > links_max;
+        if is_crowded { links_max * LINKS_ASKED_EIGHTHS / 8 } else { links_max }
+    }
+
     /// A member's addresses are known: its link is kept from now on, up to the number of links.
     fn keep_link(&mut self, peer: PeerId, now: Instant) {
         if !self.shared.is_member(&peer) || self.book.addresses(&peer).is_empty() {
             return;
         }
-        self.upkeep.want(peer, self.links_max as usize);
+        self.upkeep.want(peer, self.links_asked());
         if !self.has_direct(&peer) && !self.attempts.contains_key(&peer) {
             self.upkeep.seen(&peer, now);
         }
