@@ -114,7 +114,7 @@ attacks! {
     "unread-negotiations" hoards::unread_negotiations, 0 s, ["strangers_full"];
     "carried-handshakes" hoards::carried, 0 s, ["handshake_rate"];
     "bombs" bombs::bombs, 0 s, ["head", "join"];
-    "floods-of-records" records::floods, 0 s, [],
+    "floods-of-records" records::floods, 0 s, ["gossip_rate"],
         passed on ["record_quota", "record_rate"], authored ["record_quota", "record_rate"];
     "records-with-wrong-times" records::wrong_times, 0 s, [],
         passed on ["record_future", "record_expired", "record_malformed"], authored [];

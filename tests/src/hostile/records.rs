@@ -1,7 +1,7 @@
 //! Records: more than anybody may have, dated ahead, with texts that deceive, of strangers, and in another's name.
 
 use super::{
-    Stage, refused,
+    Stage, gossip, refused,
     speaker::{Actor, Framed, KLP, Shaken, next_counter},
     wire::Link,
 };
@@ -145,11 +145,13 @@ async fn give(mut stream: Framed, items: &[Vec<u8>]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Valid records of a member: in ever more slots until its room is used up, and ever newer ones until its rate is.
+/// Valid records of a member, pushed and by gossip: in ever more slots until its room is used up, and ever newer ones until
+/// its rate is.
 ///
 /// # Errors
 /// When the attack cannot even begin.
 pub async fn floods(stage: &Stage) -> anyhow::Result<()> {
+    let mut gossip = gossip::begin(stage).await?;
     let mut pusher = Pusher::begin(stage).await?;
     let mut sent = 0u64;
     while stage.goes_on().await {
@@ -160,7 +162,9 @@ pub async fn floods(stage: &Stage) -> anyhow::Result<()> {
             let slot = if n.is_multiple_of(2) { sent } else { sent % RECORDS_PER_AUTHOR_MAX as u64 };
             items.push(weather(stage, &stage.actor, &format!("slot-{slot}"), Times::now())?);
         }
-        refused(pusher.push(&items).await);
+        let (pushed, gossiped) = items.split_at(PUSH_MAX / 2);
+        refused(pusher.push(pushed).await);
+        gossip.publish(stage, gossiped).await;
     }
     Ok(())
 }
