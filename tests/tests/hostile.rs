@@ -1,16 +1,19 @@
 //! A node goes on serving its members whatever a hostile peer does to it.
 //!
 //! While each attack runs, an honest member calls. Afterwards the node's memory is where it was, the calls were about
-//! as fast as before, and what was refused is counted under its label. `CI_LONG=1` runs each attack for a minute;
+//! as fast as before, and what was refused is counted under its label; of records the directory says who passed them on,
+//! and who made too many. `CI_LONG=1` runs each attack for a minute;
 //! `HOSTILE=frames` runs only those whose name contains that.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use kos_protocol::limits::{RECORDS_BYTES_PER_AUTHOR_MAX, RECORDS_PER_AUTHOR_MAX};
 use kos_tests::{
     hostile::{ATTACKS, Attack},
     lab::Background,
     local::Local,
     node::until,
 };
+use serde_json::Value;
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader},
@@ -31,6 +34,8 @@ const QUIET_MS_MIN: f64 = 5.0;
 const SLOW_TRIES: u32 = 3;
 /// How much all attacks together may make the node log.
 const LOG_BYTES_MAX: usize = 1 << 20;
+/// Members of whom any record may be taken: the honest ones, and the one whose records are sound and too many.
+const AUTHORS: [&str; 3] = ["attic", "cellar", "floods-of-records"];
 /// How long calls are measured before each attack.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -71,7 +76,26 @@ impl Scene {
     }
 
     fn refusals(&self) -> BTreeMap<String, u64> {
-        serde_json::from_value(self.attic.json(&["status"])["refusals"].clone()).unwrap()
+        let mut refusals: BTreeMap<String, u64> =
+            serde_json::from_value(self.attic.json(&["status"])["refusals"].clone()).unwrap();
+        refusals.extend(Self::directory_refusals(&self.attic.json(&["directory", "stats"])));
+        refusals
+    }
+
+    /// The same of its directory, by the name of who is to blame: passed on by it, or authored by it.
+    fn directory_refusals(stats: &Value) -> BTreeMap<String, u64> {
+        let authored = stats["authors"].as_array().unwrap().iter();
+        let authored = authored.map(|author| (authored_by(&text(&author["name"])), &author["refused"]));
+        let from = stats["refused_from"].as_object().unwrap().iter();
+        let from = from.map(|(name, refused)| (passed_on_by(name), refused));
+        authored
+            .chain(from)
+            .flat_map(|(whose, refused)| {
+                let count =
+                    |(label, count): (&String, &Value)| (format!("{whose}{label}"), count.as_u64().unwrap());
+                refused.as_object().unwrap().iter().map(count).collect::<Vec<_>>()
+            })
+            .collect()
     }
 
     /// What was refused since then.
@@ -81,6 +105,28 @@ impl Scene {
             (label, count)
         };
         self.refusals().into_iter().map(since).filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// What the directory has that it should not have: more than an author's share, or what only the
+    /// attackers published.
+    fn directory_faults(&self) -> Vec<String> {
+        let stats = self.attic.json(&["directory", "stats"]);
+        let above = |author: &&Value| {
+            author["records"].as_u64() > Some(RECORDS_PER_AUTHOR_MAX as u64)
+                || author["bytes"].as_u64() > Some(RECORDS_BYTES_PER_AUTHOR_MAX as u64)
+        };
+        let authors = stats["authors"].as_array().unwrap().iter();
+        let greedy = authors.clone().filter(above).map(|author| format!("above its share: {author}"));
+        let strange = ["node", "agent", "service"].into_iter().flat_map(|kind| {
+            let found = self.attic.json(&["find", &format!("kind:{kind}"), "--limit", "1000"]);
+            let hits = found["hits"].as_array().unwrap().iter();
+            let strange = hits.filter(|hit| hit["member_name"] != "attic" && hit["member_name"] != "cellar");
+            strange.map(|hit| format!("taken and found: {hit}")).collect::<Vec<_>>()
+        });
+        let taken =
+            |author: &&Value| author["taken"] != 0 && !AUTHORS.contains(&author["name"].as_str().unwrap());
+        let wrong = authors.filter(taken).map(|author| format!("taken: {author}"));
+        greedy.chain(strange).chain(wrong).collect()
     }
 
     /// What calls of the honest member took, in milliseconds.
@@ -100,6 +146,31 @@ impl Scene {
         }
         took
     }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap().to_owned()
+}
+
+fn passed_on_by(name: &str) -> String {
+    format!("from {name}: ")
+}
+
+fn authored_by(name: &str) -> String {
+    format!("of {name}: ")
+}
+
+/// Everything a node must count while this runs, under the names of [`Scene::refusals`].
+fn expected(attack: &Attack) -> Vec<String> {
+    let all = |whose: String, labels: &[&str]| {
+        labels.iter().map(|label| format!("{whose}{label}")).collect::<Vec<_>>()
+    };
+    [
+        all(String::new(), attack.refusals),
+        all(passed_on_by(attack.name), attack.passed_on),
+        all(authored_by(attack.name), attack.authored),
+    ]
+    .concat()
 }
 
 fn p99(mut took: Vec<f64>) -> f64 {
@@ -154,7 +225,7 @@ fn suffer(scene: &mut Scene, attack: &Attack) -> Harm {
     let (mut took, mut peak_bytes) = (Vec::new(), 0);
     let mut counted = BTreeMap::new();
     let missing = |counted: &BTreeMap<String, u64>| {
-        attack.refusals.iter().copied().filter(|label| !counted.contains_key(*label)).collect::<Vec<_>>()
+        expected(attack).into_iter().filter(|label| !counted.contains_key(label)).collect::<Vec<_>>()
     };
     // A slow disk holds an attack up, too: it has its time, and what it takes to be refused.
     while peer.is_at_it(attack) && (peer.begun.elapsed() < at_least(attack) || !missing(&counted).is_empty())
@@ -184,6 +255,7 @@ fn suffer(scene: &mut Scene, attack: &Attack) -> Harm {
     }
     let slow = (attacked_ms > slowest_ms)
         .then(|| format!("{}: calls took {attacked_ms:.1} ms, quiet ones {quiet_ms:.1} ms", attack.name));
+    faults.extend(scene.directory_faults());
     let logged = scene.attic.log().len();
     if logged > LOG_BYTES_MAX {
         faults.push(format!("{logged} bytes in the log"));

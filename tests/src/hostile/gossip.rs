@@ -22,14 +22,15 @@ const RPC_BYTES_MAX: u64 = 1 << 20;
 /// How long the target may take to let a further stream in.
 const AGAIN: Duration = Duration::from_millis(500);
 
-struct Peer {
+/// A member that gossips with the target.
+pub(super) struct Peer {
     link: Link,
     out: Raw,
     topics: Vec<String>,
 }
 
 /// Makes a gossip link, and learns from the target which topics there are.
-async fn begin(stage: &Stage) -> anyhow::Result<Peer> {
+pub(super) async fn begin(stage: &Stage) -> anyhow::Result<Peer> {
     let mut link = Link::tcp(&stage.actor.secret, stage.target.tcp, stage.target.from(), &[GOSSIP]).await?;
     let mut out = link.open(GOSSIP).await?;
     out.write_all(&rpc(&[])).await?;
@@ -49,6 +50,15 @@ impl Peer {
     async fn send(&mut self, bytes: &[u8]) -> bool {
         let sent = async { self.out.write_all(bytes).await.is_ok() && self.out.flush().await.is_ok() };
         tokio::time::timeout(AGAIN, sent).await.unwrap_or(false)
+    }
+
+    /// Publishes these items, each in a message of its own.
+    pub(super) async fn publish(&mut self, stage: &Stage, items: &[Vec<u8>]) {
+        let topic = &self.topics[0];
+        let messages: Vec<_> = items.iter().map(|item| rpc(&[publish(topic, item)])).collect();
+        if !self.send(&messages.concat()).await {
+            refused(self.again(stage).await);
+        }
     }
 
     /// Another stream, on another link if need be. The target tells its topics only once.

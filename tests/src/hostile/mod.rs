@@ -12,6 +12,7 @@ pub mod hoards;
 pub mod identify;
 pub mod lies;
 pub mod multiplexer;
+pub mod records;
 pub mod replays;
 pub mod speaker;
 pub mod wire;
@@ -32,6 +33,10 @@ pub struct Attack {
     pub name: &'static str,
     /// What a node must count while it runs.
     pub refusals: &'static [&'static str],
+    /// What its directory must count as passed on by the attacker.
+    pub passed_on: &'static [&'static str],
+    /// What its directory must hold against the attacker as their author.
+    pub authored: &'static [&'static str],
     /// What it takes to come to its point.
     pub at_least: Duration,
     /// Goes on until [`Stage::goes_on`] says no.
@@ -73,11 +78,14 @@ impl Stage {
 }
 
 macro_rules! attacks {
-    ($($name:literal $run:path, $seconds:literal s, $refusals:expr;)*) => {
+    ($($name:literal $run:path, $seconds:literal s, $refusals:expr
+        $(, passed on [$($passed_on:literal),*], authored [$($authored:literal),*])?;)*) => {
         /// Every attack.
         pub const ATTACKS: &[Attack] = &[$(Attack {
             name: $name,
             refusals: &$refusals,
+            passed_on: &[$($($passed_on),*)?],
+            authored: &[$($($authored),*)?],
             at_least: Duration::from_secs($seconds),
             run: |stage| Box::pin($run(stage)),
         },)*];
@@ -106,6 +114,14 @@ attacks! {
     "unread-negotiations" hoards::unread_negotiations, 0 s, ["strangers_full"];
     "carried-handshakes" hoards::carried, 0 s, ["handshake_rate"];
     "bombs" bombs::bombs, 0 s, ["head", "join"];
+    "floods-of-records" records::floods, 0 s, ["gossip_rate"],
+        passed on ["record_quota", "record_rate"], authored ["record_quota", "record_rate"];
+    "records-with-wrong-times" records::wrong_times, 0 s, [],
+        passed on ["record_future", "record_expired", "record_malformed"], authored [];
+    "records-that-deceive" records::deceits, 0 s, [],
+        passed on ["record_malformed", "record_contract"], authored [];
+    "records-of-others" records::of_others, 0 s, ["stranger"],
+        passed on ["record_not_an_author", "record_signature"], authored [];
 }
 
 /// Whoever attacks is refused all the time: that is no failure of the attack.
