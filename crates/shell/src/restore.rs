@@ -5,7 +5,8 @@ use crate::{
     runtime::StartError,
     tables::{INDEX_ITEMS, LEDGER_ITEMS},
 };
-use kos_engine::{Federation, Stored, Table};
+use kos_directory::MergeError;
+use kos_engine::{Federation, Refusal, Stored, Table};
 use kos_protocol::{id::FederationId, time::Timestamp};
 use kos_store::{Index, IndexError, Ledger};
 use std::{ops::Range, sync::mpsc, thread};
@@ -79,8 +80,11 @@ fn read_records(
     let mut batch = Vec::with_capacity(BATCH);
     let (start, end) = ((*id.as_bytes(), keys.start), (*id.as_bytes(), keys.end));
     for row in index.range(INDEX_ITEMS, start..end)? {
-        match Stored::read(now, &row?.1) {
+        let (key, row) = row?;
+        match Stored::read(now, &row) {
             Ok(stored) => batch.push(stored),
+            // Nobody would order it forgotten: it was over before this node started.
+            Err(Refusal::Record(MergeError::Expired { .. })) => index.delete(INDEX_ITEMS, &key)?,
             Err(refusal) => tracing::debug!(%refusal, "a record was not restored"),
         }
         if batch.len() == BATCH {
