@@ -338,7 +338,7 @@ pub(crate) fn observed(federation: &Federation, member: &MemberId) -> Observed {
 fn content(record: &Record) -> Value {
     let payload =
         open_envelope(record.bytes(), RECORD_BYTES_MAX).map(|(payload, _)| payload).unwrap_or_default();
-    cbor::decode_canonical::<ipld_core::ipld::Ipld>(&payload, RECORD_BYTES_MAX).map_or(Value::Null, to_json)
+    cbor::decode_canonical::<ipld_core::ipld::Ipld>(payload, RECORD_BYTES_MAX).map_or(Value::Null, to_json)
 }
 
 fn to_json(value: ipld_core::ipld::Ipld) -> Value {
