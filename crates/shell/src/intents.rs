@@ -52,6 +52,9 @@ pub struct Items {
     /// The newest discovery secret, as a signed object; for active members only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<ByteBuf>,
+    /// Whether the body of an answer to [`FETCH`] that allowed it is deflated (RFC 1951).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deflated: bool,
 }
 
 /// The head of an answer to [`PUSH`].
@@ -79,6 +82,9 @@ pub struct Fetch {
     /// The last one the caller has; none from the beginning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<Place>,
+    /// Whether the answer's body may be deflated.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deflate: bool,
 }
 
 /// Where an item stands among all, see `kos_engine::Federation::set`.
@@ -99,6 +105,9 @@ pub struct Fetched {
     /// The place of the last item; none where there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<Place>,
+    /// As in [`Items`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deflated: bool,
 }
 
 /// The answer to [`JOIN`] and [`CLAIM`] when it is no: in the text of the end, as one word of

@@ -15,6 +15,7 @@ mod alive;
 mod app;
 mod bulk;
 mod carry_out;
+mod deflate;
 mod find;
 mod join;
 mod keep;

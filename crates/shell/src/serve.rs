@@ -2,6 +2,7 @@
 
 use crate::{
     app::App,
+    deflate::deflate,
     intents::{self, Alive, Fetch, Fetched, Items, Place, Reconciled, Stored, join_error_word},
     runtime::Runtime,
 };
@@ -158,21 +159,28 @@ impl Runtime {
         let (Ok(asked), (names, [])) = (asked, body.as_chunks::<NAME_BYTES>()) else {
             return request.send.refuse(Status::Invalid, "a malformed fetch").await;
         };
-        let (params, body) = match asked.after {
+        let (items, last, more) = match asked.after {
             None => self.named(&id, names),
             Some(after) => self.behind(&id, (after.order, after.name.into_array())),
+        };
+        let Packed { kinds, body } = items;
+        let (body, deflated) = if asked.deflate { deflate(body).await } else { (body, false) };
+        let params = match asked.after {
+            None => cbor::encode(&Items { kinds, more, secret: None, deflated }),
+            Some(_) => cbor::encode(&Fetched { kinds, last, deflated }),
         };
         request.send.reply(&ReplyHead { params: params.into() }, &body).await
     }
 
-    fn named(&self, id: &FederationId, names: &[Name]) -> (Vec<u8>, Vec<u8>) {
+    /// Items by name, and whether there are more of these.
+    fn named(&self, id: &FederationId, names: &[Name]) -> (Packed, Option<Place>, bool) {
         let items = self.0.state.with(id, |federation| federation.items(names, FETCH_BYTES_MAX));
-        let (Packed { kinds, body }, count) = items.unwrap_or_default();
-        let more = count < names.len();
-        (cbor::encode(&Items { kinds, more, secret: None }), body)
+        let (packed, count) = items.unwrap_or_default();
+        (packed, None, count < names.len())
     }
 
-    fn behind(&self, id: &FederationId, after: (u64, Name)) -> (Vec<u8>, Vec<u8>) {
+    /// What is behind a place, with the place of the last item.
+    fn behind(&self, id: &FederationId, after: (u64, Name)) -> (Packed, Option<Place>, bool) {
         let found = self.0.state.with(id, |federation| {
             let set = federation.set();
             let rest = set.after((after != (0, [0; NAME_BYTES])).then_some(after));
@@ -180,9 +188,9 @@ impl Runtime {
             let (packed, count) = federation.items_in_order(names, FETCH_BYTES_MAX);
             (packed, count.checked_sub(1).map(|last| rest[last]))
         });
-        let (Packed { kinds, body }, last) = found.unwrap_or_default();
+        let (packed, last) = found.unwrap_or_default();
         let last = last.map(|(order, name)| Place { order, name: serde_bytes::ByteArray::new(name) });
-        (cbor::encode(&Fetched { kinds, last }), body)
+        (packed, last, false)
     }
 
     async fn answer_push(&self, mut request: Request) -> Result<(), StreamError> {

@@ -5,6 +5,7 @@
 //! and go on where it was, as what came counts at once.
 
 use crate::{
+    deflate::inflate,
     intents::{FETCH, Fetch, Fetched, HELLO, Items, PUSH, Place, RECONCILE, Reconciled, Stored},
     options::NodeRole,
     runtime::Runtime,
@@ -245,8 +246,15 @@ impl Runtime {
             while !left.is_empty() {
                 let asked: Vec<Name> = left.iter().copied().collect();
                 let (items, body): (Items, _) = self
-                    .ask_for(to, FETCH, &Fetch::default(), asked.as_flattened(), ITEMS_BODY_BYTES_MAX)
+                    .ask_for(
+                        to,
+                        FETCH,
+                        &Fetch { after: None, deflate: true },
+                        asked.as_flattened(),
+                        ITEMS_BODY_BYTES_MAX,
+                    )
                     .await?;
+                let body = inflated(body, items.deflated).await?;
                 // What came is not asked for again, whether it is taken or not; what did not come, once there is more.
                 let came = unpack(&items.kinds, &body).filter_map(|piece| piece.name(&to.federation));
                 let came: Vec<Name> = came.filter(|name| left.remove(name)).collect();
@@ -305,7 +313,8 @@ impl Runtime {
         let (order, name) = after.unwrap_or((0, [0; 32]));
         let after = Some(Place { order, name: ByteArray::new(name) });
         let (fetched, body): (Fetched, _) =
-            self.ask_for(to, FETCH, &Fetch { after }, &[], ITEMS_BODY_BYTES_MAX).await?;
+            self.ask_for(to, FETCH, &Fetch { after, deflate: true }, &[], ITEMS_BODY_BYTES_MAX).await?;
+        let body = inflated(body, fetched.deflated).await?;
         let last = fetched.last.map(|last| (last.order, last.name.into_array()));
         if last.is_some_and(|last| last <= (order, name)) {
             return Err(SyncError::Malformed);
@@ -434,7 +443,7 @@ impl Runtime {
         let fits: Vec<_> = fits.cloned().collect();
         let packed = pack(&fits);
         let more = more == More::There || fits.len() < items.len();
-        let params = Items { secret, more, kinds: packed.kinds };
+        let params = Items { secret, more, kinds: packed.kinds, deflated: false };
         let (stored, _): (Stored, _) =
             self.ask_for(To { federation: *id, key }, PUSH, &params, &packed.body, 0).await?;
         Ok(stored.stored)
@@ -514,6 +523,14 @@ impl Taken {
             Verdict::Refused(refusal) => tracing::debug!(%refusal, "item refused"),
         }
     }
+}
+
+/// The items of an answer.
+async fn inflated(body: Vec<u8>, is_deflated: bool) -> Result<Vec<u8>, SyncError> {
+    if !is_deflated {
+        return Ok(body);
+    }
+    inflate(body, ITEMS_BODY_BYTES_MAX).await.ok_or(SyncError::Malformed)
 }
 
 /// Whether an item is for everybody.
