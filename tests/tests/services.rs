@@ -311,3 +311,22 @@ fn a_service_that_is_withdrawn_is_gone_everywhere_until_it_is_published_again() 
     let unlisted = three.call(&["kBridge:notes@attic", "/anything"]);
     assert!(said(&unlisted).contains("KAI-CALL-0002"), "{}", said(&unlisted));
 }
+
+#[test]
+fn a_published_service_outlives_the_index_and_the_key_that_signed_it() {
+    let place = tempfile::tempdir().unwrap();
+    let mut three = Three::up(place.path());
+    three.attic.down();
+    std::fs::remove_dir_all(three.attic.folder().join("index")).unwrap();
+    three.attic.start();
+    until("attic offers it again", || offered(&three.attic).contains(&"attic".to_owned()));
+    let unlisted = three.call(&["kBridge:notes@attic", "/anything"]);
+    assert!(said(&unlisted).contains("KAI-CALL-0002"), "{}", said(&unlisted));
+
+    three.attic.ask(&["id", "rotate"]);
+    until("attic answers under its new key", || {
+        let answer = three.call(&["service:notes@attic", "/notes/7"]);
+        answer.status.success() && answer.stdout == b"attic"
+    });
+    three.until_offered(&["attic", "shed"]);
+}

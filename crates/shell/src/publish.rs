@@ -5,26 +5,28 @@ use crate::{
     nat::Nat,
     runtime::Runtime,
     state::{State, lock},
-    tables::AGENT_KEYS,
+    tables::{AGENT_KEYS, SETTINGS},
     wire::peer_of,
 };
 use kos_directory::{
-    AgentCert, AgentRecord, Capability, Entry, NodeRecord, ServiceRecord, contract::Contract,
+    AgentCert, AgentRecord, Capability, Entry, Kind, NodeRecord, ServiceRecord, Slot, contract::Contract,
 };
 use kos_engine::{Input, Item, Stamp};
 use kos_governance::act::Role;
 use kos_mesh::{Multiaddr, Snapshot, multiaddr::Protocol as Part};
 use kos_protocol::{
+    cbor,
     id::{AgentId, FederationId, MemberId, ObjectId, sha256},
     key::{PublicKey, SecretKey},
-    limits::{ADDRESSES_MAX, NAME_BYTES_MAX, RECORD_LIFE_MS_MAX},
+    limits::{ADDRESSES_MAX, CONTRACT_BYTES_MAX, NAME_BYTES_MAX, RECORD_LIFE_MS_MAX},
     object::{Scope, Signed},
 };
-use kos_store::Batch;
+use kos_store::{Batch, CommitError};
 use semver::Version;
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
+    ops::Bound,
     sync::atomic::Ordering,
     time::Duration,
 };
@@ -84,6 +86,9 @@ pub enum PublishFailed {
     /// The directory does not take it.
     #[error(transparent)]
     Directory(#[from] kos_engine::PublishError),
+    /// It could not be kept for the next start.
+    #[error("the contract could not be kept: {0}")]
+    Keep(#[from] kos_store::CommitError),
     /// There is none to be withdrawn.
     #[error("this node has published no service `{0}`")]
     NoService(String),
@@ -116,8 +121,13 @@ impl Runtime {
                     if refresh && let Err(error) = self.publish_offers(&id) {
                         tracing::warn!(%error, "the agents' records were not published");
                     }
-                    if refresh && let Err(error) = self.refresh_services(&id) {
-                        tracing::warn!(%error, "the services' records were not published");
+                    match self.refresh_services(&id) {
+                        Ok(items) if items.is_empty() => {}
+                        Ok(items) => {
+                            let runtime = self.clone();
+                            tokio::spawn(async move { runtime.push_to_all(&id, items).await });
+                        }
+                        Err(error) => tracing::warn!(%error, "the services' records were not published"),
                     }
                 }
             }
@@ -262,8 +272,8 @@ impl Runtime {
         contract: Contract,
         enough: usize,
     ) -> Result<Receipts, PublishFailed> {
-        let (name, contract) = (contract.name.clone(), Some(contract));
-        let signed = self.sign_service(id, name, contract)?;
+        let signed = self.sign_service(id, contract.name.clone(), Some(contract.clone()))?;
+        self.keep_service(id, &contract.name, Some(&contract)).await?;
         Ok(self.store_service(id, signed, enough).await)
     }
 
@@ -283,6 +293,8 @@ impl Runtime {
         if !self.0.state.with(id, is_there).ok_or(PublishFailed::NotInFederation)? {
             return Err(PublishFailed::NoService(kos_protocol::text::shown(name, NAME_BYTES_MAX)));
         }
+        // Kept no longer first: what is kept is published at each start.
+        self.keep_service(id, name, None).await?;
         let signed = self.sign_service(id, name.to_owned(), None)?;
         Ok(self.store_service(id, signed, enough).await)
     }
@@ -327,20 +339,53 @@ impl Runtime {
         Ok(signed)
     }
 
-    /// Signs our services anew, as all records are once a day.
-    fn refresh_services(&self, id: &FederationId) -> Result<(), PublishFailed> {
-        let own = self.0.state.identity().member();
-        let contracts: Vec<Contract> = self
+    /// Keeps the contract of a service for the next start, or no longer.
+    async fn keep_service(
+        &self,
+        id: &FederationId,
+        name: &str,
+        contract: Option<&Contract>,
+    ) -> Result<(), CommitError> {
+        let (key, mut batch) = (format!("{}{name}", services_of(id)), Batch::new());
+        match contract {
+            Some(contract) => batch.put(SETTINGS, &key, &cbor::encode(contract)),
+            None => batch.delete(SETTINGS, &key),
+        };
+        self.0.state.ledger.commit_async(batch).await
+    }
+
+    /// Signs those of our services that the directory does not have, or has for a day: it may have lost them with the index,
+    /// with our last key, or while we were away. Returns the items to be pushed.
+    fn refresh_services(&self, id: &FederationId) -> Result<Vec<Vec<u8>>, PublishFailed> {
+        let (own, now, prefix) = (self.0.state.identity().member(), self.0.state.now(), services_of(id));
+        let rows = self
             .0
             .state
-            .with(id, |federation| {
-                federation.directory().services_of(own).map(|checked| checked.contract().clone()).collect()
-            })
-            .unwrap_or_default();
-        for contract in contracts {
-            self.sign_service(id, contract.name.clone(), Some(contract))?;
+            .ledger
+            .range(SETTINGS, (Bound::Included(prefix.as_str()), Bound::Unbounded))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let rows = rows.take_while(|(key, _)| key.starts_with(&prefix));
+        let mut items = Vec::new();
+        for (key, bytes) in rows {
+            let Ok(contract) = cbor::decode_message::<Contract>(&bytes, CONTRACT_BYTES_MAX) else {
+                tracing::warn!(key, "a kept contract does not decode");
+                continue;
+            };
+            let is_fresh = |federation: &mut kos_engine::Federation| {
+                let kind = Kind::Service;
+                let slot = Slot { author: own, kind, name: contract.name.as_str().into() };
+                federation.directory().get(&slot).is_some_and(|record| {
+                    let age_ms = now.wall_ms.saturating_sub(record.time_ms());
+                    Duration::from_millis(age_ms) < REFRESH
+                })
+            };
+            if self.0.state.with(id, is_fresh) == Some(false) {
+                items.push(self.sign_service(id, contract.name.clone(), Some(contract))?.1);
+            }
         }
-        Ok(())
+        Ok(items)
     }
 
     pub(crate) fn publish_offers(&self, id: &FederationId) -> Result<Vec<Vec<u8>>, PublishFailed> {
@@ -377,6 +422,11 @@ impl Runtime {
         self.carry_out(id);
         items
     }
+}
+
+/// How the keys of our kept contracts begin in [`SETTINGS`].
+fn services_of(id: &FederationId) -> String {
+    format!("service/{id}/")
 }
 
 /// The addresses that packets to the outside would have. Asking the system sends none.
