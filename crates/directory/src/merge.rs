@@ -216,7 +216,7 @@ impl Worth {
 
 /// The records of one federation.
 ///
-/// A record costs less than 1,600 bytes besides its own, the search index included (`tests/memory.rs`).
+/// A record costs less than 900 bytes besides its own, the search index included (`tests/memory.rs`).
 #[derive(Clone, Debug)]
 pub struct Directory {
     federation: FederationId,

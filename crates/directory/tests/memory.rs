@@ -59,7 +59,7 @@ fn record(key: &SecretKey, n: u32) -> Vec<u8> {
 }
 
 #[test]
-fn a_record_costs_less_than_1600_bytes_besides_its_own() {
+fn a_record_costs_less_than_900_bytes_besides_its_own() {
     let key = SecretKey::from_seed(&[7; 32]);
     let now = Timestamp { monotonic_ms: 0, wall_ms: T0 };
     let mut directory = Directory::new(FEDERATION);
@@ -74,5 +74,5 @@ fn a_record_costs_less_than_1600_bytes_besides_its_own() {
     let (each, own) = (grown / RECORDS as usize, stats.bytes / RECORDS as usize);
     println!("{each} bytes for a record of {own}");
     assert_eq!(stats.records, RECORDS as usize);
-    assert!(each < own + 1_600, "{each} bytes for a record of {own}");
+    assert!(each < own + 900, "{each} bytes for a record of {own}");
 }
