@@ -14,6 +14,9 @@ use crate::limits::{PUNCH_RETRY_MAX, PUNCH_RETRY_MIN, REDIAL_MAX, REDIAL_MIN, RE
 /// Before the other transport to a relay is tried again the wait is twice this, then doubles up to [`REDIAL_MAX`].
 const SECOND_RETRY_MIN: Duration = Duration::from_secs(5);
 
+/// A direct connection that was closed before this time is none that was kept.
+const LASTED: Duration = Duration::from_secs(5);
+
 /// What the last round with a peer came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Round {
@@ -31,6 +34,14 @@ struct Want {
     rounds: u32,
     /// When to try next; `None` while there is nothing to do.
     next_at: Option<Instant>,
+    /// When the last direct connection came up.
+    reached_at: Option<Instant>,
+}
+
+impl Want {
+    fn at(next_at: Option<Instant>) -> Self {
+        Self { rounds: 0, next_at, reached_at: None }
+    }
 }
 
 /// The members whose links are kept.
@@ -49,7 +60,7 @@ impl Upkeep {
     /// From now on the link with `peer` is kept, unless there are `max` peers that rank before it: each node prefers others
     /// (rendezvous hashing), so that links spread over all members where nobody can have one with everybody.
     pub(crate) fn want(&mut self, peer: PeerId, max: usize) {
-        self.wants.entry(peer).or_insert(Want { rounds: 0, next_at: None });
+        self.wants.entry(peer).or_insert(Want::at(None));
         while self.wants.len() > max {
             let Some(last) = self.wants.keys().max_by_key(|peer| self.rank(peer)).copied() else { return };
             self.wants.remove(&last);
@@ -70,9 +81,9 @@ impl Upkeep {
     }
 
     /// There is a direct connection: nothing to do.
-    pub(crate) fn reached(&mut self, peer: &PeerId) {
+    pub(crate) fn reached(&mut self, peer: &PeerId, now: Instant) {
         if let Some(want) = self.wants.get_mut(peer) {
-            *want = Want { rounds: 0, next_at: None };
+            *want = Want { next_at: None, reached_at: Some(now), ..*want };
         }
     }
 
@@ -81,6 +92,9 @@ impl Upkeep {
     /// Both ends keep the link, so the one with the larger id waits a little longer and mostly finds it made.
     pub(crate) fn ended(&mut self, peer: &PeerId, round: Round, now: Instant) {
         let Some(want) = self.wants.get_mut(peer) else { return };
+        // A peer that has no place for us lets us in and closes: that is a failure, too.
+        let lasted = want.reached_at.is_none_or(|at| now.saturating_duration_since(at) >= LASTED);
+        let round = if round == Round::Direct && !lasted { Round::Failed } else { round };
         want.rounds = if round == Round::Direct { 0 } else { want.rounds.saturating_add(1) };
         let wait = match round {
             Round::Direct => REDIAL_MIN,
@@ -94,14 +108,14 @@ impl Upkeep {
     /// Something changed for the better: try all that are not linked now.
     pub(crate) fn hurry(&mut self, now: Instant) {
         for want in self.wants.values_mut().filter(|want| want.next_at.is_some()) {
-            *want = Want { rounds: 0, next_at: Some(now) };
+            *want = Want::at(Some(now));
         }
     }
 
     /// Try this one now: it was just seen.
     pub(crate) fn seen(&mut self, peer: &PeerId, now: Instant) {
         if let Some(want) = self.wants.get_mut(peer) {
-            *want = Want { rounds: 0, next_at: Some(now) };
+            *want = Want::at(Some(now));
         }
     }
 
@@ -224,6 +238,14 @@ mod tests {
         upkeep.hurry(now);
         assert_eq!(upkeep.due(now), Some(peer));
         assert_eq!(upkeep.due(now), None);
+        for _ in 0..40 {
+            upkeep.reached(&peer, now);
+            upkeep.ended(&peer, Round::Direct, now);
+        }
+        assert!(upkeep.next_deadline().unwrap() >= now + REDIAL_MAX / 2, "one that never keeps a link");
+        upkeep.reached(&peer, now);
+        upkeep.ended(&peer, Round::Direct, now + LASTED);
+        assert!(upkeep.next_deadline().unwrap() <= now + LASTED + REDIAL_MIN * 2, "one that did");
     }
 
     #[test]

@@ -298,7 +298,7 @@ impl Driver {
         }
         match link.path.is_direct() {
             true => {
-                self.upkeep.reached(&peer);
+                self.upkeep.reached(&peer, now);
                 self.settle_circuits(peer, now);
                 self.relay_reached(peer, now);
                 self.plan_second_transport(peer, now);
@@ -398,7 +398,7 @@ impl Driver {
     pub(super) fn keep_links(&mut self, now: Instant) {
         while let Some(peer) = self.upkeep.due(now) {
             if self.has_direct(&peer) {
-                self.upkeep.reached(&peer);
+                self.upkeep.reached(&peer, now);
                 continue;
             }
             self.connect(peer, &[], None, Purpose::Upkeep, now);
