@@ -245,6 +245,10 @@ fn two_halves_that_changed_apart_become_one_again_and_lose_nothing() {
             _ => 1,
         };
         until("its answers say with how many it is linked", || find(node, "kind:node")["linked"] == linked);
+        let true_as = if name == LONELY { "stale" } else { "partial" };
+        until("its answers say that most are out of reach", || {
+            find(node, "kind:node")["completeness"] == true_as
+        });
         let nodes = find(node, "kind:node");
         assert_eq!((&nodes["total"], &nodes["others"]), (&7.into(), &6.into()), "{name}: {nodes}");
         let stats = node.json(&["directory", "stats"]);

@@ -35,7 +35,7 @@ use std::{
 const LIFE_MS: u64 = RECORD_LIFE_MS_MAX;
 /// A record is made anew at this age, changed or not.
 const REFRESH: Duration = Duration::from_secs(24 * 60 * 60);
-/// Changes of addresses come in bursts; they are published together.
+/// Changes of addresses come in bursts: the first is published at once, those within this time after it together.
 const SETTLE: Duration = Duration::from_millis(250);
 
 /// Who is told of a stop before it goes on,
@@ -131,9 +131,10 @@ impl Runtime {
                     }
                 }
             }
+            let published_at = tokio::time::Instant::now();
             tokio::select! {
                 () = self.0.stop.cancelled() => return,
-                () = self.0.republish.notified() => tokio::time::sleep(SETTLE).await,
+                () = self.0.republish.notified() => tokio::time::sleep_until(published_at + SETTLE).await,
                 () = tokio::time::sleep(Duration::from_secs(3600)) => {}
             }
         }

@@ -31,6 +31,8 @@ pub struct Found {
     pub linked: usize,
     /// Other members.
     pub others: usize,
+    /// Those of them that are suspected or down.
+    pub lost: usize,
     /// This page, best first.
     pub hits: Vec<Hit>,
 }
@@ -184,6 +186,7 @@ impl Runtime {
                 caught_up_ms: freshness.caught_up_ms,
                 linked: freshness.linked,
                 others: freshness.others,
+                lost: freshness.lost,
                 hits: hits.page.iter().map(hit).collect(),
             })
         })
@@ -192,14 +195,20 @@ impl Runtime {
     /// How true answers are now.
     pub fn freshness(&self, id: &FederationId) -> Freshness {
         let own = self.0.state.identity().member();
-        let others = self
-            .0
-            .state
-            .with(id, |federation| federation.roster().active().filter(|member| member.id != own).count());
+        let counts = self.0.state.with(id, |federation| {
+            let others = federation.roster().active().filter(|member| member.id != own);
+            let is_lost = |health| matches!(health, Health::Suspect | Health::Down);
+            others.fold((0, 0), |(others, lost), member| {
+                let health = federation.liveness().observed(&member.id).health;
+                (others + 1, lost + usize::from(is_lost(health)))
+            })
+        });
+        let (others, lost) = counts.unwrap_or_default();
         let now_ms = self.0.state.now().monotonic_ms;
         let caught_up = lock(&self.0.caught_up).get(id).copied();
         Freshness {
-            others: others.unwrap_or_default(),
+            others,
+            lost,
             linked: self.linked_members(id).len(),
             caught_up_ms: caught_up.map(|at_ms| now_ms.saturating_sub(at_ms)),
         }

@@ -165,6 +165,10 @@ impl Runtime {
                 if news > 0 {
                     self.nudge(&federation, Some(key)).await;
                 }
+                // The other end has no reason of its own to ask: the link may be older than our membership.
+                if ahead > 0 {
+                    self.nudge_one(&federation, key).await;
+                }
             }
             Ok(Err(error)) => tracing::debug!(peer = %key.short(), %error, "not caught up"),
             Err(_) => tracing::debug!(peer = %key.short(), "catch-up took too long"),
@@ -409,13 +413,14 @@ impl Runtime {
     /// Asks every linked member but one to catch up with us.
     pub(crate) async fn nudge(&self, id: &FederationId, but: Option<PublicKey>) {
         let keys = self.linked_members(id).into_iter().filter(|key| Some(*key) != but);
-        let nudges = keys.map(|key| async move {
-            let nudge = self.push(id, key, &[], None, More::There);
-            if let Ok(Err(error)) = tokio::time::timeout(PUSH_TIMEOUT, nudge).await {
-                tracing::debug!(peer = %key.short(), %error, "not nudged");
-            }
-        });
-        futures::future::join_all(nudges).await;
+        futures::future::join_all(keys.map(|key| self.nudge_one(id, key))).await;
+    }
+
+    async fn nudge_one(&self, id: &FederationId, key: PublicKey) {
+        let nudge = self.push(id, key, &[], None, More::There);
+        if let Ok(Err(error)) = tokio::time::timeout(PUSH_TIMEOUT, nudge).await {
+            tracing::debug!(peer = %key.short(), %error, "not nudged");
+        }
     }
 
     /// What an answer to a catch-up, or a push, says to an active member.

@@ -103,6 +103,9 @@ fn truth(answer: &Value, shown: usize) -> String {
     let why = match (answer["completeness"].as_str(), answer["others"].as_u64()) {
         (_, Some(0)) => "complete: there is nobody else".to_owned(),
         (Some("complete"), _) => format!("complete: {caught_up}"),
+        (Some("partial"), Some(others)) if answer["caught_up_ms"].is_u64() => {
+            format!("partial: {} of {others} members are out of reach, {caught_up}", answer["lost"])
+        }
         (Some("partial"), _) => format!("partial: {caught_up}"),
         _ => format!("stale: linked with nobody or for long without news, {caught_up}"),
     };
