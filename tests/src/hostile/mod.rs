@@ -115,7 +115,7 @@ attacks! {
     "carried-handshakes" hoards::carried, 0 s, ["handshake_rate"];
     "bombs" bombs::bombs, 0 s, ["head", "join"];
     "floods-of-records" records::floods, 0 s, ["gossip_rate"],
-        passed on ["record_quota", "record_rate"], authored ["record_quota", "record_rate"];
+        passed on ["record_rate"], authored ["record_quota", "record_rate"];
     "records-with-wrong-times" records::wrong_times, 0 s, [],
         passed on ["record_future", "record_expired", "record_malformed"], authored [];
     "records-that-deceive" records::deceits, 0 s, [],
