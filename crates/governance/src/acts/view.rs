@@ -163,11 +163,11 @@ impl View {
 /// What effective acts did to one member, by their indices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Changes {
-    admissions: Vec<usize>,
-    removals: Vec<usize>,
-    reinstatements: Vec<usize>,
+    admissions: BTreeSet<usize>,
+    removals: BTreeSet<usize>,
+    reinstatements: BTreeSet<usize>,
     /// The member's own records of its new keys.
-    rotations: Vec<(usize, u64)>,
+    rotations: BTreeSet<(usize, u64)>,
 }
 
 struct Deciding<'a> {
@@ -219,8 +219,8 @@ impl Deciding<'_> {
         let Placed { signed, action, offer, .. } = &self.placed[act];
         let changes = |changes: &'_ mut BTreeMap<MemberId, Changes>,
                        member: &MemberId,
-                       kind: fn(&mut Changes) -> &mut Vec<usize>| {
-            kind(changes.entry(*member).or_default()).push(act);
+                       kind: fn(&mut Changes) -> &mut BTreeSet<usize>| {
+            kind(changes.entry(*member).or_default()).insert(act);
         };
         match action {
             Action::Admit(admit) => {
@@ -243,7 +243,7 @@ impl Deciding<'_> {
                 let seq = self.placed[act].rotated_to();
                 self.learn_key(*member, seq);
                 if *member == signed.author {
-                    self.view.changes.entry(*member).or_default().rotations.push((act, seq));
+                    self.view.changes.entry(*member).or_default().rotations.insert((act, seq));
                     let own = self.view.keys_by_self.entry(*member).or_default();
                     *own = seq.max(*own);
                 }
@@ -286,8 +286,8 @@ impl Deciding<'_> {
     }
 
     /// Of several admissions of one member the first, unless a later one knew it (it had lapsed, and came again).
-    fn governing(&self, admissions: &[usize]) -> Option<usize> {
-        let mut admissions = admissions.to_vec();
+    fn governing(&self, admissions: &BTreeSet<usize>) -> Option<usize> {
+        let mut admissions: Vec<usize> = admissions.iter().copied().collect();
         admissions.sort_by_key(|act| (self.placed[*act].signed.seq, self.placed[*act].signed.id()));
         admissions.into_iter().reduce(|current, next| if self.knew(next, current) { next } else { current })
     }
@@ -296,7 +296,7 @@ impl Deciding<'_> {
     /// a removal and what did not know of it the removal wins.
     fn undoing(&self, changes: &Changes, removal: usize) -> impl Iterator<Item = usize> {
         let left = matches!(self.placed[removal].action, Action::Release { .. });
-        let admissions = if left { changes.admissions.as_slice() } else { &[] };
+        let admissions = changes.admissions.iter().filter(move |_| left);
         let all = changes.reinstatements.iter().chain(admissions).copied();
         all.filter(move |undoing| self.knew(*undoing, removal))
     }
