@@ -6,7 +6,7 @@ mod records;
 
 use crate::{
     input::{Input, Stored},
-    item::{ACT, Item, ItemError, KEY_LOG, is_record},
+    item::{ACT, Item, ItemError, KEY_LOG},
     output::{Output, Refusal, RosterChange, Stats, Table, Verdict, WelcomeError},
 };
 use kos_directory::{Authors, Directory, Health, Kind, Slot, liveness, reconcile::Set};
@@ -263,7 +263,16 @@ impl Federation {
     }
 
     fn take(&mut self, now: Timestamp, bytes: &[u8], origin: Origin) -> Result<Verdict, Refusal> {
-        let item = Item::parse(bytes)?;
+        self.take_item(now, &Item::parse(bytes)?, bytes, origin)
+    }
+
+    fn take_item(
+        &mut self,
+        now: Timestamp,
+        item: &Item,
+        bytes: &[u8],
+        origin: Origin,
+    ) -> Result<Verdict, Refusal> {
         match item.kind.as_str() {
             ACT => Ok(self.take_act(now, &item.body, origin)?),
             KEY_LOG => {
@@ -271,17 +280,17 @@ impl Federation {
                     cbor::decode_canonical(&item.body, ITEM_BYTES_MAX).map_err(ItemError::from)?;
                 self.take_key_log(now, &KeyLog::parse(&list)?, origin)
             }
-            _ if item.is_record() => self.take_record(now, &item),
+            _ if item.is_record() => self.take_record(now, item),
             _ => self.take_unknown(bytes, origin),
         }
     }
 
     fn take_gossiped(&mut self, now: Timestamp, bytes: &[u8]) -> Result<Verdict, Refusal> {
-        let kind = Item::parse(bytes)?.kind;
-        if is_record(&kind) && !Kind::parse(&kind).is_none_or(|kind| kind.is_global()) {
+        let item = Item::parse(bytes)?;
+        if Kind::parse(&item.kind).is_some_and(|kind| !kind.is_global()) {
             return Err(Refusal::NotGossip);
         }
-        self.take(now, bytes, Origin::Outside)
+        self.take_item(now, &item, bytes, Origin::Outside)
     }
 
     fn take_act(&mut self, now: Timestamp, bytes: &[u8], origin: Origin) -> Result<Verdict, ActError> {
@@ -438,12 +447,6 @@ impl Federation {
     pub fn poll_output(&mut self) -> Option<Output> {
         self.refresh();
         self.outputs.pop_front()
-    }
-
-    /// All orders there are now, as with [`Federation::poll_output`].
-    pub fn take_outputs(&mut self) -> VecDeque<Output> {
-        self.refresh();
-        std::mem::take(&mut self.outputs)
     }
 
     /// The roster may have changed.

@@ -2,6 +2,7 @@
 
 mod pack;
 
+pub(crate) use pack::name_of_key_log;
 pub use pack::{Packed, Piece, pack, unpack};
 
 use kos_protocol::{

@@ -11,7 +11,7 @@ use crate::{
     wire::peer_of,
 };
 use kos_directory::Kind;
-use kos_engine::{Federation, Input, Output, RosterChange, Table};
+use kos_engine::{Input, Output, RosterChange, Table};
 use kos_governance::{
     act::{Action, Role},
     secret::day_of,
@@ -22,7 +22,7 @@ use kos_protocol::{
     object::{Scope, Signed},
 };
 use kos_store::CommitError;
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, iter};
 
 const TABLES: [Table; 6] =
     [Table::Genesis, Table::Acts, Table::KeyLogs, Table::Secret, Table::Records, Table::Unknown];
@@ -60,7 +60,11 @@ impl Runtime {
         // One task at a time, or two could hand on the orders of one federation in another order than its own.
         let _turn = lock(&self.0.carrying);
         loop {
-            let outputs = self.0.state.with(id, Federation::take_outputs).unwrap_or_default();
+            let outputs = self
+                .0
+                .state
+                .with(id, |federation| iter::from_fn(|| federation.poll_output()).collect::<Vec<_>>());
+            let outputs = outputs.unwrap_or_default();
             if outputs.is_empty() {
                 break;
             }

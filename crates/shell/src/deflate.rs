@@ -7,9 +7,9 @@ const LEVEL: u8 = 1;
 /// A shorter body travels as it is.
 const BYTES_MIN: usize = 1024;
 
-/// A body to be sent, and whether it is deflated. Takes some milliseconds for each MiB, beside the threads that serve.
-pub(crate) async fn deflate(body: Vec<u8>) -> (Vec<u8>, bool) {
-    if body.len() < BYTES_MIN {
+/// A body to be sent, and whether it is deflated, which it may be only where the other end `takes` that. Takes some milliseconds for each MiB, beside the threads that serve.
+pub(crate) async fn deflate_if(takes: bool, body: Vec<u8>) -> (Vec<u8>, bool) {
+    if !takes || body.len() < BYTES_MIN {
         return (body, false);
     }
     let work = move || {
@@ -33,12 +33,12 @@ mod tests {
     #[tokio::test]
     async fn a_body_comes_out_as_it_went_in_and_none_is_longer_than_allowed() {
         let body = b"author, kind, name, author, kind, name, ".repeat(1_000);
-        let (sent, is_deflated) = deflate(body.clone()).await;
+        let (sent, is_deflated) = deflate_if(true, body.clone()).await;
         assert!(is_deflated && sent.len() < body.len() / 10);
         assert_eq!(inflate(sent.clone(), body.len()).await, Some(body.clone()));
         assert_eq!(inflate(sent.clone(), body.len() - 1).await, None, "a bomb");
         assert_eq!(inflate(sent[..sent.len() / 2].to_vec(), body.len()).await, None, "cut");
         assert_eq!(inflate(vec![0xff; 10_000], 1 << 20).await, None);
-        assert_eq!(deflate(vec![7; 100]).await, (vec![7; 100], false));
+        assert_eq!(deflate_if(true, vec![7; 100]).await, (vec![7; 100], false));
     }
 }

@@ -347,7 +347,7 @@ impl Runtime {
         name: &str,
         contract: Option<&Contract>,
     ) -> Result<(), CommitError> {
-        let (key, mut batch) = (format!("{}{name}", services_of(id)), Batch::new());
+        let (key, mut batch) = (format!("{}{name}", kept_under(id)), Batch::new());
         match contract {
             Some(contract) => batch.put(SETTINGS, &key, &cbor::encode(contract)),
             None => batch.delete(SETTINGS, &key),
@@ -358,7 +358,7 @@ impl Runtime {
     /// Signs those of our services that the directory does not have, or has for a day: it may have lost them with the index,
     /// with our last key, or while we were away. Returns the items to be pushed.
     fn refresh_services(&self, id: &FederationId) -> Result<Vec<Vec<u8>>, PublishFailed> {
-        let (own, now, prefix) = (self.0.state.identity().member(), self.0.state.now(), services_of(id));
+        let (own, now, prefix) = (self.0.state.identity().member(), self.0.state.now(), kept_under(id));
         let rows = self
             .0
             .state
@@ -426,7 +426,7 @@ impl Runtime {
 }
 
 /// How the keys of our kept contracts begin in [`SETTINGS`].
-fn services_of(id: &FederationId) -> String {
+fn kept_under(id: &FederationId) -> String {
     format!("service/{id}/")
 }
 

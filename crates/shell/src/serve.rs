@@ -2,7 +2,7 @@
 
 use crate::{
     app::App,
-    deflate::deflate,
+    deflate::deflate_if,
     intents::{self, Alive, Fetch, Fetched, Items, Place, Reconciled, Stored, join_error_word},
     runtime::Runtime,
 };
@@ -159,28 +159,30 @@ impl Runtime {
         let (Ok(asked), (names, [])) = (asked, body.as_chunks::<NAME_BYTES>()) else {
             return request.send.refuse(Status::Invalid, "a malformed fetch").await;
         };
-        let (items, last, more) = match asked.after {
-            None => self.named(&id, names),
-            Some(after) => self.behind(&id, (after.order, after.name.into_array())),
-        };
-        let Packed { kinds, body } = items;
-        let (body, deflated) = if asked.deflate { deflate(body).await } else { (body, false) };
-        let params = match asked.after {
-            None => cbor::encode(&Items { kinds, more, secret: None, deflated }),
-            Some(_) => cbor::encode(&Fetched { kinds, last, deflated }),
+        let (params, body) = match asked.after {
+            None => {
+                let (Packed { kinds, body }, more) = self.named(&id, names);
+                let (body, deflated) = deflate_if(asked.deflate, body).await;
+                (cbor::encode(&Items { kinds, more, secret: None, deflated }), body)
+            }
+            Some(after) => {
+                let (Packed { kinds, body }, last) = self.behind(&id, (after.order, after.name.into_array()));
+                let (body, deflated) = deflate_if(asked.deflate, body).await;
+                (cbor::encode(&Fetched { kinds, last, deflated }), body)
+            }
         };
         request.send.reply(&ReplyHead { params: params.into() }, &body).await
     }
 
     /// Items by name, and whether there are more of these.
-    fn named(&self, id: &FederationId, names: &[Name]) -> (Packed, Option<Place>, bool) {
+    fn named(&self, id: &FederationId, names: &[Name]) -> (Packed, bool) {
         let items = self.0.state.with(id, |federation| federation.items(names, FETCH_BYTES_MAX));
         let (packed, count) = items.unwrap_or_default();
-        (packed, None, count < names.len())
+        (packed, count < names.len())
     }
 
     /// What is behind a place, with the place of the last item.
-    fn behind(&self, id: &FederationId, after: (u64, Name)) -> (Packed, Option<Place>, bool) {
+    fn behind(&self, id: &FederationId, after: (u64, Name)) -> (Packed, Option<Place>) {
         let found = self.0.state.with(id, |federation| {
             let set = federation.set();
             let rest = set.after((after != (0, [0; NAME_BYTES])).then_some(after));
@@ -189,8 +191,7 @@ impl Runtime {
             (packed, count.checked_sub(1).map(|last| rest[last]))
         });
         let (packed, last) = found.unwrap_or_default();
-        let last = last.map(|(order, name)| Place { order, name: serde_bytes::ByteArray::new(name) });
-        (packed, last, false)
+        (packed, last.map(|(order, name)| Place { order, name: serde_bytes::ByteArray::new(name) }))
     }
 
     async fn answer_push(&self, mut request: Request) -> Result<(), StreamError> {

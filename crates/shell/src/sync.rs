@@ -259,16 +259,21 @@ impl Runtime {
                     )
                     .await?;
                 let body = inflated(body, items.deflated).await?;
-                // What came is not asked for again, whether it is taken or not; what did not come, once there is more.
-                let came = unpack(&items.kinds, &body).filter_map(|piece| piece.name(&to.federation));
-                let came: Vec<Name> = came.filter(|name| left.remove(name)).collect();
                 let pieces = unpack(&items.kinds, &body);
                 news += self.take_items(&to.federation, Some(to.key), pieces).await.news;
-                if came.is_empty() || !items.more {
+                left.retain(|name| !self.has(&to.federation, name));
+                if left.is_empty() {
+                    break;
+                }
+                // What came and was refused is not asked for again.
+                for name in unpack(&items.kinds, &body).filter_map(|piece| piece.name(&to.federation)) {
+                    left.remove(&name);
+                }
+                if left.len() == asked.len() || !items.more {
                     break;
                 }
             }
-            missing += left.iter().filter(|name| !self.has(&to.federation, name)).count();
+            missing += left.len();
         }
         Ok((news, missing))
     }
@@ -299,10 +304,13 @@ impl Runtime {
             };
             let (taken, next) = tokio::join!(finish, next);
             news += taken;
+            // What came before it broke off counts.
+            if !matches!(next, Ok(Some(_)))
+                && let Some(last) = before.take()
+            {
+                news += self.take_checked(&to.federation, last).await.news;
+            }
             coming = next?;
-        }
-        if let Some(last) = before {
-            news += self.take_checked(&to.federation, last).await.news;
         }
         Ok(news)
     }

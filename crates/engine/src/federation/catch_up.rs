@@ -1,16 +1,12 @@
 //! What there is, named and ordered, so that two nodes can find out what they do not share. SPEC §9.14.
 
 use super::Federation;
-use crate::item::{ACT, Item, KEY_LOG, Packed, Piece};
+use crate::item::{ACT, Item, KEY_LOG, Packed, Piece, name_of_key_log};
 use kos_directory::{
     Record,
     reconcile::{Name, Set},
 };
-use kos_protocol::{
-    id::ObjectId,
-    key_log::{KeyEvent, KeyLog},
-    object::{Scope, Unverified},
-};
+use kos_protocol::{id::ObjectId, key_log::KeyLog};
 
 /// Where a key log that acts have not recorded stands in the order: behind all acts,
 const LOGS: u64 = 1 << 32;
@@ -45,10 +41,11 @@ impl Federation {
     /// Items by name, those that are here, in an order in which they can be taken, and how many of the names that went
     /// through: at least one, and until the body has `bytes_max`; one item may begin before. Ask again for the rest.
     pub fn items(&self, names: &[Name], bytes_max: usize) -> (Packed, usize) {
-        let mut places: Vec<(Option<u64>, &Name)> =
-            names.iter().map(|name| (self.find(name).map(|(order, _)| order), name)).collect();
-        places.sort_by_key(|(order, _)| *order);
-        self.items_in_order(places.into_iter().map(|(_, name)| name), bytes_max)
+        let mut found: Vec<_> = names.iter().filter_map(|name| self.find(name)).collect();
+        found.sort_by_key(|(order, _)| *order);
+        let missing = names.len() - found.len();
+        let (packed, count) = pack_up_to(found.into_iter().map(|(_, held)| Some(held)), bytes_max);
+        (packed, missing + count)
     }
 
     /// As [`Federation::items`], of names in the order of [`Federation::set`].
@@ -57,17 +54,7 @@ impl Federation {
         names: impl IntoIterator<Item = &'a Name>,
         bytes_max: usize,
     ) -> (Packed, usize) {
-        let (mut packed, mut count) = (Packed::default(), 0);
-        for name in names {
-            if count > 0 && packed.body.len() >= bytes_max {
-                break;
-            }
-            count += 1;
-            if let Some((_, found)) = self.find(name) {
-                packed.push(&found.piece());
-            }
-        }
-        (packed, count)
+        pack_up_to(names.into_iter().map(|name| Some(self.find(name)?.1)), bytes_max)
     }
 
     /// Whether something of that name is here.
@@ -112,8 +99,21 @@ impl<'a> Held<'a> {
     }
 }
 
+/// Puts in what is there, at least one of them and until the body has `bytes_max`; and how many were gone through.
+fn pack_up_to<'a>(held: impl Iterator<Item = Option<Held<'a>>>, bytes_max: usize) -> (Packed, usize) {
+    let (mut packed, mut count) = (Packed::default(), 0);
+    for held in held {
+        count += 1;
+        if let Some(held) = held {
+            packed.push(&held.piece());
+        }
+        if packed.body.len() >= bytes_max {
+            break;
+        }
+    }
+    (packed, count)
+}
+
 fn last_event(log: &KeyLog) -> Option<Name> {
-    let last = log.to_list().pop()?;
-    let event = Unverified::<KeyEvent>::parse(&last, Scope::Global).ok()?;
-    Some(*event.id().as_bytes())
+    name_of_key_log(&log.to_list())
 }

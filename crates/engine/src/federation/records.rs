@@ -7,7 +7,7 @@ use crate::{
     output::{Output, Refusal, Stamp, Table, Verdict},
 };
 use kos_directory::{
-    AgentRecord, Claim, Directory, Entry, Kind, Merged, Slot, Source, SuspectRecord,
+    AgentRecord, Claim, Directory, Entry, Kind, Merged, Record, Slot, Source, SuspectRecord,
     liveness::SUSPICION_LIFE_MS,
 };
 use kos_protocol::{id::MemberId, time::Timestamp};
@@ -67,9 +67,7 @@ impl Federation {
     fn merged(&mut self, now: Timestamp, merged: Merged, origin: Origin) -> Verdict {
         let Merged::New(verified) = merged else { return Verdict::Known };
         let record = verified.record();
-        self.tell_of(now, record);
-        let evicted = self.directory.take_evicted();
-        self.drop_records(now, evicted);
+        self.took(now, record);
         if origin == Origin::Outside {
             let slot = record.slot().clone();
             self.persist(Table::Records, &slot_key(&slot), verified.to_row());
@@ -87,9 +85,7 @@ impl Federation {
         let merged = self.directory.merge(now, Source::Own, own.kind, own.bytes, &authors)?;
         let Merged::New(verified) = merged else { return Ok(Verdict::Known) };
         let record = verified.record();
-        self.tell_of(now, record);
-        let evicted = self.directory.take_evicted();
-        self.drop_records(now, evicted);
+        self.took(now, record);
         let slot = record.slot().clone();
         self.published.insert(slot.clone(), (own.seq, own.id));
         self.has_signed(own.seq);
@@ -99,6 +95,13 @@ impl Federation {
         }
         self.outputs.push_back(Output::DirectoryChanged(vec![slot]));
         Ok(Verdict::New)
+    }
+
+    /// What follows from a record that was taken, whosever it is.
+    fn took(&mut self, now: Timestamp, record: &Record) {
+        self.tell_of(now, record);
+        let evicted = self.directory.take_evicted();
+        self.drop_records(now, evicted);
     }
 
     pub(super) fn drop_records(&mut self, now: Timestamp, slots: Vec<Slot>) {
@@ -122,14 +125,13 @@ impl Federation {
         let last = self.published.get(&slot).map_or(0, |(seq, _)| seq.saturating_add(1));
         // A refutation is above what it refutes.
         let accused = if slot.kind == Kind::Node { self.liveness.accused_seq().saturating_add(1) } else { 0 };
-        let seen = self.directory.next_seq(now, &slot);
         // Numbers from a time when the clock was far ahead: others have refused them, and would refuse the next.
-        let floors = [seen, last, greatest.saturating_add(1), accused];
+        let floors = [last, greatest.saturating_add(1), accused];
         let floor = floors.into_iter().filter(|seq| now.allows(*seq)).max().unwrap_or(0);
         Stamp {
             author: self.me,
             key_seq: self.key_seq(),
-            seq: floor.max(now.wall_ms),
+            seq: self.directory.next_seq(now, &slot).max(floor),
             time_ms: now.wall_ms,
             expires_ms: now.wall_ms.saturating_add(life_ms),
         }

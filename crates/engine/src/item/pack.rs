@@ -49,9 +49,13 @@ impl<'a> Piece<'a> {
     /// The name it has among those of [`crate::Federation::set`], as far as it can be read; of key logs and of items of
     /// unknown kinds too.
     pub fn name(&self, federation: &FederationId) -> Option<Name> {
-        let (kind, body) = match self {
-            Self::Of(kind, body) => (*kind, body),
-            Self::Whole(bytes) => return Some(sha256(bytes)),
+        let read;
+        let (kind, body): (&str, &[u8]) = match self {
+            Self::Of(kind, body) => (kind, body),
+            Self::Whole(bytes) => {
+                read = Item::parse(bytes).ok()?;
+                (&read.kind, &read.body)
+            }
         };
         match kind {
             ACT => {
@@ -60,10 +64,9 @@ impl<'a> Piece<'a> {
             }
             KEY_LOG => {
                 let list: Vec<ByteBuf> = cbor::decode_canonical(body, ITEM_BYTES_MAX).ok()?;
-                let event = Unverified::<KeyEvent>::parse(list.last()?, Scope::Global).ok()?;
-                Some(*event.id().as_bytes())
+                name_of_key_log(&list)
             }
-            _ if is_record(kind) => Some(*Claim::parse(*federation, kind, &**body).ok()?.id().as_bytes()),
+            _ if is_record(kind) => Some(*Claim::parse(*federation, kind, body).ok()?.id().as_bytes()),
             _ => Some(sha256(&self.to_bytes())),
         }
     }
@@ -107,6 +110,12 @@ impl Packed {
         })?;
         u8::try_from(place).ok()
     }
+}
+
+/// The name of a key log: the id of its last event.
+pub(crate) fn name_of_key_log(list: &[ByteBuf]) -> Option<Name> {
+    let event = Unverified::<KeyEvent>::parse(list.last()?, Scope::Global).ok()?;
+    Some(*event.id().as_bytes())
 }
 
 /// Puts items into one body.

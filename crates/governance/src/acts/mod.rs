@@ -372,11 +372,11 @@ impl Acts {
         if let Some(log) = checked.log {
             self.record(log);
         }
-        self.view = if is_on_top {
-            std::mem::replace(&mut self.view, View::of_genesis(&self.genesis)).decide_on_top(&self.placed)
+        if is_on_top {
+            self.view.decide_on_top(&self.placed);
         } else {
-            View::decide(&self.genesis, &self.placed, &self.order, None)
-        };
+            self.view = View::decide(&self.genesis, &self.placed, &self.order, None);
+        }
         #[cfg(test)]
         assert_eq!(self.view, View::decide(&self.genesis, &self.placed, &self.order, None));
         Ok(id)

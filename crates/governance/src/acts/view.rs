@@ -138,25 +138,25 @@ impl View {
         order: &[usize],
         within: Option<&Bits>,
     ) -> Self {
-        let mut deciding = Deciding { placed, view: Self::of_genesis(genesis) };
+        let mut view = Self::of_genesis(genesis);
+        let mut deciding = Deciding { placed, view: &mut view };
         for act in order.iter().copied().filter(|act| within.is_none_or(|within| within.has(*act))) {
             deciding.decide(act);
         }
         let changed: Vec<MemberId> = deciding.view.changes.keys().copied().collect();
         changed.iter().for_each(|member| deciding.seat(member));
-        deciding.view
+        view
     }
 
-    /// The same with one more act, the last of `placed`, that knows all others. It changes nothing about these: what
+    /// Takes one more act in, the last of `placed`, that knows all others. It changes nothing about these: what
     /// takes the effect from an act is concurrent with it or known to it. So it costs no more than itself.
-    pub(super) fn decide_on_top(self, placed: &[Placed]) -> Self {
+    pub(super) fn decide_on_top(&mut self, placed: &[Placed]) {
         let last = placed.len() - 1;
         let mut deciding = Deciding { placed, view: self };
         deciding.decide(last);
         if let Some(member) = placed[last].action.about() {
             deciding.seat(&member);
         }
-        deciding.view
     }
 }
 
@@ -172,7 +172,7 @@ struct Changes {
 
 struct Deciding<'a> {
     placed: &'a [Placed],
-    view: View,
+    view: &'a mut View,
 }
 
 impl Deciding<'_> {
